@@ -1,0 +1,1 @@
+"""Where a disk begins: one kind per file."""

@@ -1,0 +1,1 @@
+"""Assertions about a finished, booted image: one kind per file."""

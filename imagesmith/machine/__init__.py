@@ -1,0 +1,1 @@
+"""A running QEMU: argument list, QMP, console, screen, firmware."""

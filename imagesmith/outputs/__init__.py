@@ -1,0 +1,1 @@
+"""Artifact formats: one kind per file."""

@@ -1,0 +1,1 @@
+"""Provisioning actions: one kind per file."""

@@ -1,0 +1,1 @@
+"""Root file systems as directories: namespaces, overlay, running inside."""
