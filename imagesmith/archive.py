@@ -70,7 +70,7 @@ class Archive:
         0644, or 0755 where the source may be executed.
         """
         if source.is_symlink():
-            self.link(name, os.readlink(source), uid=uid, gid=gid)
+            self.link(name, str(source.readlink()), uid=uid, gid=gid)
         elif source.is_dir():
             self.directory(name, mode=0o755 if mode is None else mode | (mode & 0o444) >> 2, uid=uid, gid=gid)
             for child in sorted(source.iterdir(), key=lambda path: path.name):

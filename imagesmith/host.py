@@ -218,7 +218,7 @@ class Host:
             try:
                 process = subprocess.Popen(
                     [program, *map(str, argv[1:])], env=self.environment(env), cwd=cwd, stdin=stdin, stdout=stdout,
-                    stderr=stderr, pass_fds=pass_fds, process_group=0, preexec_fn=_die_with_parent,
+                    stderr=stderr, pass_fds=pass_fds, process_group=0, preexec_fn=_die_with_parent,  # noqa: PLW1509 (one prctl, no locks)
                 )  # fmt: skip
             except OSError as error:
                 raise BuildError(f"cannot start {program} to {purpose}: {error.strerror}") from error

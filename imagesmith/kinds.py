@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema
-from pydantic import Field as Field
 
 from imagesmith.errors import nearest
 from imagesmith.host import Host
