@@ -197,6 +197,8 @@ class Step(Kind):
     """One provisioning action."""
 
     family = "steps"
+    automatic: ClassVar[bool] = False
+    """Whether it comes last by itself where a recipe does not name it (``name: false`` leaves it out)."""
 
     @property
     def needs_running(self) -> str:

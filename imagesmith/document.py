@@ -1,0 +1,118 @@
+"""A YAML document whose every value knows its place, so that complaints can name line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from imagesmith.errors import Complaint, RecipeError
+
+Step = str | int
+Where = tuple[Step, ...]
+"""The way from the document's top to a value: keys and indexes."""
+
+_MOST_NODES = 100_000  # aliases can multiply a small file into a huge one ("billion laughs")
+
+
+def spell(where: Where) -> str:
+    """Write a place as people do: ``steps[2].copy.from``."""
+    text = ""
+    for part in where:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+@dataclass
+class Document:
+    """A file's value, and where each part of it stands. Lines and columns count from 1."""
+
+    file: Path
+    value: object = None
+    _keys: dict[Where, tuple[int, int]] = field(default_factory=dict)
+    _values: dict[Where, tuple[int, int]] = field(default_factory=dict)
+    complaints: list[Complaint] = field(default_factory=list)
+
+    def complain(self, where: Where, message: str, *, key: bool = False) -> None:
+        """Note a complaint about a value, or about its key; the nearest known place above is named."""
+        self.complaints.append(self.complaint(where, message, key=key))
+
+    def complaint(self, where: Where, message: str, *, key: bool = False) -> Complaint:
+        """Make a complaint without noting it."""
+        at: tuple[int, int] | None = None
+        for end in range(len(where), -1, -1):
+            places = self._keys if key and end == len(where) else self._values
+            at = places.get(where[:end]) or self._keys.get(where[:end])
+            if at is not None:
+                break
+        line, column = at or (1, 1)
+        return Complaint(self.file, line, column, spell(where), message)
+
+
+def load(file: Path) -> Document:
+    """Read a YAML file. Raises RecipeError where it is missing or no YAML; duplicate keys are complaints."""
+    document = Document(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError([Complaint(file, 1, 1, "", "no such file")]) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([Complaint(file, 1, 1, "", f"is not UTF-8 text: {error.reason}")]) from None
+    except OSError as error:
+        raise RecipeError([Complaint(file, 1, 1, "", f"cannot be read: {error.strerror}")]) from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            document.value = _Reader(document).read(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = f"is not YAML: {error.problem or error.context}"
+        raise RecipeError([Complaint(file, line, column, "", what)]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError([Complaint(file, 1, 1, "", f"is not YAML: {' '.join(str(error).split())}")]) from None
+    except RecursionError:
+        raise RecipeError([Complaint(file, 1, 1, "", "is nested too deeply")]) from None
+    return document
+
+
+class _Reader:
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._count = 0
+        self._scalars = yaml.SafeLoader("")
+
+    def read(self, node: yaml.Node, where: Where) -> object:
+        document = self._document
+        self._count += 1
+        if self._count > _MOST_NODES:
+            raise yaml.YAMLError(f"more than {_MOST_NODES} values")
+        document._values[where] = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, where)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(child, (*where, index)) for index, child in enumerate(node.value)]
+        if node.tag == "tag:yaml.org,2002:timestamp":
+            return str(node.value)  # a version such as 2026-11-01 is text to us
+        value: object = self._scalars.construct_object(node)
+        if isinstance(value, float) and where == ("version",):
+            return str(node.value)  # 2026.10 is not 2026.1
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, where: Where) -> Mapping[str, object]:
+        document, found = self._document, {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                document.complain(where, "a key must be a plain word")
+                continue
+            name = str(key_node.value)
+            here = (*where, name)
+            if name in found:
+                document._keys[here] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+                document.complain(here, f"'{name}' is there twice", key=True)
+                continue
+            document._keys[here] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            found[name] = self.read(value_node, here)
+        return found

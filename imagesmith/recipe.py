@@ -1,0 +1,419 @@
+"""YAML -> Recipe. Every complaint names file, line, column, the place in the recipe and the nearest right word.
+
+All complaints come at once, and nothing outside the recipe's own files is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError
+
+from imagesmith import document
+from imagesmith.document import Document, Where
+from imagesmith.errors import Complaint, RecipeError, nearest
+from imagesmith.kinds import Base, Check, Duration, Kind, Options, Output, Size, Step, known
+from imagesmith.render import Renderer, Secret
+
+ARCHITECTURES = ("x86_64", "aarch64")
+FIRMWARE = ("bios", "uefi", "uefi-secure")
+TOP_LEVEL = ("name", "version", "description", "arch", "variables", "machine", "base", "steps", "checks", "outputs")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+K = TypeVar("K", bound=Kind)
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Machine(Options):
+    """The guest's virtual hardware, while it is built and checked."""
+
+    cpus: Annotated[int, Field(ge=1, le=64, description="Number of virtual processors.")] = 2
+    memory: Annotated[Size, Field(ge=64 << 20, description="Memory, such as 1G.")] = 1 << 30
+    disk: Annotated[Size | None, Field(description="Size of the disk; 4G where the base has none.")] = None
+    firmware: Annotated[
+        tuple[Literal["bios", "uefi", "uefi-secure"], ...],
+        BeforeValidator(_listed),
+        Field(min_length=1, description="One or several of bios, uefi, uefi-secure; the checks run once with each."),
+    ] = ("bios",)
+
+
+class Common(Options):
+    """The options that stand beside the name of every step, check and output."""
+
+    name: Annotated[str, Field(description="What to call it in the plan and in logs.")] = ""
+    when: Annotated[bool, Field(description="Leave it out when false.")] = True
+    timeout: Annotated[Duration | None, Field(description="How long it may take, such as 2m.")] = None
+    retries: Annotated[int, Field(ge=0, le=20, description="How often to try again when it fails.")] = 0
+
+
+class StepOptions(Common):
+    """The options that stand beside the name of every step."""
+
+    via: Annotated[Literal["auto", "native", "guestfs", "ssh"], Field(description="How to reach the guest.")] = "auto"
+    cache: Annotated[bool, Field(description="Run it in every build when false.")] = True
+
+
+@dataclass(frozen=True)
+class Entry(Generic[K]):
+    """A step, check or output as it stands in the recipe."""
+
+    kind: K
+    options: Common
+    place: Complaint
+    """Where it stands: a complaint without a message."""
+
+    @property
+    def title(self) -> str:
+        """Its name, or a few words that describe it."""
+        return self.options.name or " ".join(filter(None, [type(self.kind).name, self.kind.describe()]))
+
+    @property
+    def step(self) -> StepOptions:
+        """The options of a step."""
+        return cast(StepOptions, self.options)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, rendered and checked."""
+
+    path: Path
+    name: str
+    version: str
+    description: str
+    arch: str
+    variables: Mapping[str, object]
+    """Those that are no secrets."""
+    secrets: Mapping[str, Mapping[str, str]]
+    """Name -> where it comes from: ``{env: …}``, ``{file: …}``, ``{command: …}`` or ``{value: …}`` (given by --var)."""
+    machine: Machine
+    base: Base
+    base_place: Complaint
+    steps: tuple[Entry[Step], ...]
+    checks: tuple[Entry[Check], ...]
+    outputs: tuple[Entry[Output], ...]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Values of variables from outside, the strongest last: environment, --var-file, --var."""
+
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    files: Sequence[Path] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+
+
+def load(path: Path, overrides: Overrides | None = None) -> Recipe:
+    """Read a recipe. Raises RecipeError with every complaint."""
+    found = document.load(path)
+    loader = _Loader(found, overrides or Overrides())
+    recipe = loader.recipe()
+    if found.complaints:
+        raise RecipeError(found.complaints)
+    assert recipe is not None
+    return recipe
+
+
+class _Loader:
+    def __init__(self, found: Document, overrides: Overrides) -> None:
+        self._document = found
+        self._overrides = overrides
+        self._folder = found.file.parent
+        self._renderer = Renderer({})
+
+    def recipe(self) -> Recipe | None:
+        top = self._document.value
+        if not isinstance(top, Mapping):
+            self._document.complain((), "a recipe is a mapping with name, base, steps, checks and outputs")
+            return None
+        for key in top:
+            if key not in TOP_LEVEL:
+                self._document.complain((key,), f"unknown key '{key}'{nearest(key, TOP_LEVEL)}", key=True)
+        basics = {
+            "name": self._text(top, "name", self._document.file.stem),
+            "version": self._text(top, "version", "0"),
+            "description": self._text(top, "description", ""),
+            "arch": self._text(top, "arch", "x86_64"),
+        }
+        if not _NAME.fullmatch(basics["name"]):
+            self._document.complain(("name",), "use lower-case letters, digits, dots, hyphens; it names files")
+        if basics["arch"] not in ARCHITECTURES:
+            near = nearest(basics["arch"], ARCHITECTURES)
+            self._document.complain(("arch",), f"'{basics['arch']}' is none of {', '.join(ARCHITECTURES)}{near}")
+        variables, secrets = self._variables(top, basics)
+        self._renderer = Renderer({**basics, **variables, **{name: Secret(name) for name in secrets}})
+        machine = self._options(Machine, self._rendered(top.get("machine"), ("machine",)), ("machine",))
+        base = self._base(top)
+        steps = self._entries(top, "steps", Step, StepOptions)
+        checks = self._entries(top, "checks", Check, Common)
+        outputs = self._entries(top, "outputs", Output, Common)
+        self._unique_labels(outputs)
+        if machine is None or base is None:
+            return None
+        return Recipe(
+            path=self._document.file, variables=variables, secrets=secrets, machine=machine, base=base[0],
+            base_place=base[1], steps=tuple(steps), checks=tuple(checks), outputs=tuple(outputs), **basics,
+        )  # fmt: skip
+
+    # -- plain values --------------------------------------------------------------------------------------------
+
+    def _text(self, top: Mapping[str, object], key: str, default: str) -> str:
+        value = top.get(key, default)
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        self._document.complain((key,), "must be text")
+        return default
+
+    def _rendered(self, value: object, where: Where) -> object:
+        if isinstance(value, str):
+            try:
+                return self._renderer.value(value)
+            except ValueError as error:
+                self._document.complain(where, str(error))
+                return value
+        if isinstance(value, Mapping):
+            return {key: self._rendered(item, (*where, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._rendered(item, (*where, index)) for index, item in enumerate(value)]
+        return value
+
+    # -- variables -----------------------------------------------------------------------------------------------
+
+    def _variables(
+        self, top: Mapping[str, object], basics: Mapping[str, str]
+    ) -> tuple[dict[str, object], dict[str, dict[str, str]]]:
+        declared = top.get("variables") or {}
+        if not isinstance(declared, Mapping):
+            self._document.complain(("variables",), "must be a mapping of names to defaults")
+            return {}, {}
+        given = self._given(declared)
+        plain: dict[str, object] = {}
+        secrets: dict[str, dict[str, str]] = {}
+        for name, declaration in declared.items():
+            where: Where = ("variables", name)
+            if not name.isidentifier():
+                self._document.complain(where, f"'{name}' is no name for a variable: letters, digits, _", key=True)
+                continue
+            if name in basics:
+                self._document.complain(where, f"'{name}' is the recipe's own {name} and cannot be set", key=True)
+                continue
+            if isinstance(declaration, Mapping) and "secret" in declaration:
+                source = self._secret(declaration, where)
+                secrets[name] = {"value": str(given[name])} if name in given else source
+                continue
+            default: object = declaration
+            if isinstance(declaration, Mapping):
+                for key in declaration:
+                    if key not in ("default", "description"):
+                        known_words = ("default", "description", "secret")
+                        self._document.complain((*where, key), f"unknown key '{key}'{nearest(key, known_words)}",
+                                                key=True)  # fmt: skip
+                default = declaration.get("default")
+                where = (*where, "default")
+                if default is None and name not in given:
+                    self._document.complain(where[:2], f"has no default; give it with --var {name}=…", key=True)
+            self._renderer = Renderer({**basics, **plain, **{n: Secret(n) for n in secrets}})
+            plain[name] = given[name] if name in given else self._rendered(default, where)
+        return plain, secrets
+
+    def _given(self, declared: Mapping[str, object]) -> dict[str, object]:
+        """Values from outside, the strongest of each; text becomes the type of the default."""
+        found: dict[str, object] = {}
+        for name, text in sorted(self._overrides.environment.items()):
+            if name.startswith("IMAGESMITH_VAR_") and name.removeprefix("IMAGESMITH_VAR_") in declared:
+                found[name.removeprefix("IMAGESMITH_VAR_")] = text
+        for file in self._overrides.files:
+            other = document.load(file)
+            self._document.complaints.extend(other.complaints)
+            if not isinstance(other.value, Mapping):
+                other.complain((), "must be a mapping of variables to values")
+                self._document.complaints.append(other.complaints[-1])
+                continue
+            for name, value in other.value.items():
+                if name not in declared:
+                    message = f"unknown variable '{name}'{nearest(name, declared)}"
+                    self._document.complaints.append(other.complaint((name,), message, key=True))
+                found[name] = value
+        for name, text in self._overrides.given.items():
+            if name not in declared:
+                self._document.complain(("variables",), f"--var: unknown variable '{name}'{nearest(name, declared)}")
+            found[name] = text
+        for name, value in found.items():
+            declaration = declared.get(name)
+            default = declaration.get("default") if isinstance(declaration, Mapping) else declaration
+            if isinstance(value, str) and default is not None and not isinstance(default, str):
+                try:
+                    found[name] = yaml.safe_load(value)
+                except yaml.YAMLError:
+                    pass
+        return found
+
+    def _secret(self, declaration: Mapping[str, object], where: Where) -> dict[str, str]:
+        source = declaration["secret"]
+        words = ("env", "file", "command")
+        if isinstance(source, Mapping) and len(source) == 1:
+            (word, value), = source.items()
+            if word in words and isinstance(value, str):
+                return {word: value}
+            if word not in words:
+                self._document.complain((*where, "secret", word), f"unknown source '{word}'{nearest(word, words)}",
+                                        key=True)  # fmt: skip
+                return {}
+        self._document.complain((*where, "secret"), "must be one of {env: NAME}, {file: PATH}, {command: PROGRAM ARGS}")
+        return {}
+
+    # -- kinds ---------------------------------------------------------------------------------------------------
+
+    def _base(self, top: Mapping[str, object]) -> tuple[Base, Complaint] | None:
+        base = self._rendered(top.get("base"), ("base",))
+        choice = known("bases")
+        if isinstance(base, str):
+            base = {base: None}
+        if not isinstance(base, Mapping) or len(base) != 1:
+            self._document.complain(("base",), f"must be exactly one of {', '.join(choice)}")
+            return None
+        (name, value), = base.items()
+        found = self._kind("bases", name, value, ("base", name))
+        return None if found is None else (cast(Base, found), self._document.complaint(("base", name), "", key=True))
+
+    def _entries(
+        self, top: Mapping[str, object], key: str, kind: type[K], common: type[Common]
+    ) -> list[Entry[K]]:
+        entries: list[Entry[K]] = []
+        raw = top.get(key) or []
+        if not isinstance(raw, list):
+            self._document.complain((key,), "must be a list")
+            return entries
+        mentioned = set()
+        for index, item in enumerate(self._rendered(raw, (key,)) or []):  # type: ignore[arg-type, var-annotated]
+            where: Where = (key, index)
+            named = self._named(item, where, kind.family, common)
+            if named is None:
+                continue
+            name, value, rest = named
+            mentioned.add(name)
+            options = self._options(common, rest, where)
+            if value is False:  # `cleanup: false`: named, so that it is not added by itself, and left out
+                continue
+            found = self._kind(kind.family, name, value, (*where, name) if isinstance(item, Mapping) else where)
+            if found is not None and options is not None and options.when:
+                entries.append(Entry(cast(K, found), options, self._document.complaint(where, "")))
+        if kind.family == "steps":
+            for name, other in known("steps").items():
+                if cast(type[Step], other).automatic and name not in mentioned:
+                    place = self._document.complaint(("steps",), "")
+                    entries.append(Entry(cast(K, other()), common(), place))
+        return entries
+
+    def _named(
+        self, item: object, where: Where, family: str, common: type[Common]
+    ) -> tuple[str, object, dict[str, object]] | None:
+        """Split an entry into its kind's name, the kind's options and the options that stand beside."""
+        word = family[:-1]
+        if isinstance(item, str):
+            return item, None, {}
+        if not isinstance(item, Mapping):
+            self._document.complain(where, f"must be the name of a {word}, or one name with its options")
+            return None
+        rest = {key: value for key, value in item.items() if key in common.model_fields}
+        names = [key for key in item if key not in rest]
+        kinds = [name for name in names if name in known(family)]
+        if len(names) == 1:
+            return names[0], item[names[0]], rest
+        if not names:
+            # `- user: x` beside nothing is a kind; `- name: x` alone has none
+            self._document.complain(where, f"names no {word}: one of {', '.join(known(family))}")
+        elif len(kinds) == 1:
+            for name in names:
+                if name not in kinds:
+                    near = nearest(name, [*common.model_fields])
+                    self._document.complain((*where, name), f"unknown option '{name}' beside '{kinds[0]}'{near}",
+                                            key=True)  # fmt: skip
+        elif len(kinds) > 1:
+            self._document.complain(where, f"is {' and '.join(kinds)} at once; make it {len(kinds)} {family}")
+        else:
+            for name in names:
+                near = nearest(name, [*known(family), *common.model_fields])
+                self._document.complain((*where, name), f"unknown {word} '{name}'{near}", key=True)
+        return None
+
+    def _kind(self, family: str, name: str, value: object, where: Where) -> Kind | None:
+        kinds = known(family)
+        if name not in kinds:
+            near = nearest(name, kinds) or f"; there are {', '.join(kinds)}"
+            self._document.complain(where, f"unknown {family[:-1]} '{name}'{near}", key=True)
+            return None
+        kind = kinds[name]
+        options = kind.options_of(value)
+        short = options is not value and not isinstance(value, Mapping) and value is not None
+        if not isinstance(options, Mapping):
+            self._document.complain(where, f"'{name}' takes options, not a bare value")
+            return None
+        found = self._options(kind, options, where, shorthand=kind.shorthand if short else "")
+        return cast(Kind | None, found)
+
+    def _options(self, model: type[Any], value: object, where: Where, *, shorthand: str = "") -> Any:
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            self._document.complain(where, "must be a mapping of options")
+            return None
+        context = {"folder": self._folder, "render": self._renderer.file}
+        try:
+            return model.model_validate(dict(value), context=context)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                self._explain(model, value, where, shorthand, cast(dict[str, Any], problem))
+            return None
+
+    def _explain(
+        self, model: type[Options], value: object, where: Where, shorthand: str, problem: dict[str, Any]
+    ) -> None:
+        """Turn what pydantic found into a complaint at the right place."""
+        place: list[str | int] = []
+        at: object = value
+        for part in problem["loc"]:  # the names of union members stand in `loc` too: they are no places
+            is_index = isinstance(at, (list, tuple)) and isinstance(part, int) and part < len(at)
+            if is_index or (isinstance(at, Mapping) and part in at):
+                at = at[part]  # type: ignore[index]
+                place.append(part)
+        if shorthand and place[:1] == [shorthand]:
+            place = place[1:]
+        here: Where = (*where, *place)
+        options = sorted({field.alias or name for name, field in model.model_fields.items()})
+        last = str(problem["loc"][-1]) if problem["loc"] else ""
+        match problem["type"]:
+            case "extra_forbidden":
+                near = nearest(last, options) or (f"; there are {', '.join(options)}" if options else "")
+                self._document.complain(here, f"unknown option '{last}'{near}", key=True)
+            case "missing":
+                self._document.complain(here, f"option '{last}' is required", key=True)
+            case "value_error":
+                self._document.complain(here, str(problem["ctx"]["error"]))
+            case "literal_error":
+                near = nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+                self._document.complain(here, f"must be {problem['ctx']['expected']}{near}")
+            case _:
+                message = str(problem["msg"]).removeprefix("Input ")
+                self._document.complain(here, message[:1].lower() + message[1:])
+
+    def _unique_labels(self, outputs: Sequence[Entry[Output]]) -> None:
+        seen: set[str] = set()
+        for entry in outputs:
+            if entry.kind.label in seen:
+                place = entry.place
+                message = f"there are two outputs '{entry.kind.label}'; their files would have the same name"
+                self._document.complaints.append(
+                    Complaint(place.file, place.line, place.column, place.path, message)
+                )
+            seen.add(entry.kind.label)
+

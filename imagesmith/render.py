@@ -1,0 +1,105 @@
+"""Jinja2 in recipes: strict, sandboxed, and with errors that name the nearest right word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import jinja2.sandbox
+
+from imagesmith.errors import nearest
+from imagesmith.kinds import placeholder
+
+_EXPRESSION = re.compile(r"\s*\{\{(?P<inner>(?:(?!\}\}|\{\{).)*)\}\}\s*", re.S)
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
+
+
+class Secret:
+    """Stands for a secret in expressions: it can be put into a string whole, and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return placeholder(self.name)
+
+    __html__ = __str__
+
+
+class Renderer:
+    """Renders strings and template files with a recipe's variables."""
+
+    def __init__(self, variables: Mapping[str, object]) -> None:
+        self._variables = dict(variables)
+        self._inline = self._environment(comments=False)
+        self._files = self._environment(comments=True)
+
+    @staticmethod
+    def _environment(*, comments: bool) -> jinja2.Environment:
+        # In a recipe's strings '{#' is the shell's ${#name}, so comments are only for template files.
+        start, end = ("{#", "#}") if comments else ("{#\ue002", "\ue002#}")
+        return jinja2.sandbox.SandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, comment_start_string=start,
+            comment_end_string=end,
+        )  # fmt: skip
+
+    def value(self, text: str) -> object:
+        """Render a string; one that is a single expression keeps the expression's type. Raises ValueError."""
+        if "{{" not in text and "{%" not in text:
+            return text
+        try:
+            whole = _EXPRESSION.fullmatch(text)
+            if whole is None:
+                return self._checked(self._inline.from_string(text).render(self._variables))
+            found = self._inline.compile_expression(whole["inner"], undefined_to_none=False)(**self._variables)
+            if isinstance(found, jinja2.Undefined):
+                found._fail_with_undefined_error()
+            return self._checked(str(found)) if isinstance(found, (Secret, str)) else found
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"bad template: {error.message}") from None
+        except jinja2.UndefinedError as error:
+            raise ValueError(self._undefined(error)) from None
+        except ValueError:
+            raise
+        except Exception as error:  # whatever an expression raises is the recipe's fault
+            raise ValueError(f"bad template: {error}") from None
+
+    def file(self, path: Path) -> str:
+        """Render a template file. Raises ValueError with the file's line."""
+        try:
+            source = path.read_text(encoding="utf-8")
+            return self._checked(self._files.from_string(source).render(self._variables))
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"{path}:{error.lineno}: bad template: {error.message}") from None
+        except jinja2.UndefinedError as error:
+            raise ValueError(f"{path}:{_line(error)}: {self._undefined(error)}") from None
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path}:{_line(error)}: bad template: {error}") from None
+
+    def _checked(self, text: str) -> str:
+        for name in re.findall("\ue000([^\ue000\ue001]*)\ue001", text):
+            if not isinstance(self._variables.get(name), Secret):
+                raise ValueError("a secret can only be used whole, without filters")
+        return text
+
+    def _undefined(self, error: jinja2.UndefinedError) -> str:
+        message = str(error.message or error)
+        match = _UNDEFINED.search(message)
+        return f"unknown variable '{match[1]}'{nearest(match[1], self._variables)}" if match else message
+
+
+def _line(error: BaseException) -> int:
+    line, trace = 1, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
