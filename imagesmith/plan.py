@@ -1,0 +1,242 @@
+"""Recipe -> Plan: the nodes, what they depend on, and the keys that name their results. Pure: touches nothing.
+
+A node's key is the SHA-256 of its verb, its kind and the kind's version, every keyed option (files by their
+contents), and the key of the node below. So a change anywhere gives new keys to all that follows it, and only to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagesmith.errors import Complaint, RecipeError, nearest
+from imagesmith.kinds import Check, DiskOutput, Kind, Output, Step, digest
+from imagesmith.recipe import Entry, Recipe
+
+DEFAULT_DISK = 4 << 30
+DEFAULT_EPOCH = 1704067200
+"""2024-01-01T00:00:00Z: the time that what a build makes is given, where SOURCE_DATE_EPOCH says nothing else."""
+ASSEMBLE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What planning must know of the world."""
+
+    root: bool
+    """Whether we are the superuser, who may mount disks."""
+    epoch: int = DEFAULT_EPOCH
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A unit of work."""
+
+    name: str
+    verb: str
+    """``base``, ``step``, ``assemble``, ``output`` or ``check``."""
+    gives: str
+    """``tree``, ``disk``, ``files`` (an artifact) or ``record`` (results of checks)."""
+    key: str
+    recipe: Recipe
+    below: Node | None = None
+    kind: Kind | None = None
+    entry: Entry[Step] | None = None
+    driver: str = ""
+    why_driver: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What went into the key, for telling what changed."""
+    trusted: bool = False
+    """Whether the host's kernel may mount the result's file systems."""
+    firmware: str = ""
+    disk_size: int = 0
+
+    @property
+    def chain(self) -> list[Node]:
+        """This node and all below it, the lowest first."""
+        found: list[Node] = []
+        node: Node | None = self
+        while node is not None:
+            found.append(node)
+            node = node.below
+        return found[::-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that has to be there in the end. The spine is a chain; the leaves hang on it."""
+
+    recipe: Recipe
+    facts: Facts
+    spine: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    checks: tuple[Node, ...]
+
+    @property
+    def nodes(self) -> Iterator[Node]:
+        """All nodes, each after those that it depends on."""
+        yield from self.spine
+        yield from self.outputs
+        yield from self.checks
+
+    @property
+    def sealed(self) -> Node:
+        """The last node of the spine."""
+        return self.spine[-1]
+
+
+def make_plan(
+    recipe: Recipe,
+    facts: Facts,
+    load: Callable[[Path], Recipe],
+    *,
+    only: Sequence[str] = (),
+    checks: bool = True,
+    outputs: bool = True,
+) -> Plan:
+    """Plan a recipe. ``load`` reads another recipe, for bases that are one. ``only`` names outputs.
+
+    Raises RecipeError.
+    """
+    chosen = _chosen(recipe, only) if outputs else []
+    wanted_checks = recipe.checks if checks else ()
+    spine = _spine(recipe, facts, load, ())
+    tree = next((n for n in reversed(spine) if n.gives == "tree"), None) if _ends_as_tree(spine) else None
+    needs_disk = bool(wanted_checks) or any(isinstance(e.kind, DiskOutput) for e in chosen) or not chosen
+    if tree is not None and needs_disk:
+        spine = [*spine, _assemble(recipe, facts, spine[-1])]
+    sealed = spine[-1]
+    return Plan(
+        recipe, facts, tuple(spine),
+        tuple(_output(recipe, facts, e, sealed if isinstance(e.kind, DiskOutput) else tree or sealed) for e in chosen),
+        tuple(_check(recipe, sealed, wanted_checks, fw) for fw in recipe.machine.firmware) if wanted_checks else (),
+    )  # fmt: skip
+
+
+def _ends_as_tree(spine: Sequence[Node]) -> bool:
+    return spine[-1].gives == "tree"
+
+
+def _chosen(recipe: Recipe, only: Sequence[str]) -> list[Entry[Output]]:
+    labels = {entry.kind.label: entry for entry in recipe.outputs}
+    names = {type(entry.kind).name for entry in recipe.outputs}
+    for word in only:
+        if word not in labels and word not in names:
+            message = f"--only {word}: the recipe has no such output{nearest(word, [*labels, *names])}"
+            raise RecipeError([Complaint(recipe.path, 1, 1, "outputs", message)])
+    return [
+        entry for label, entry in labels.items() if not only or label in only or type(entry.kind).name in only
+    ]  # fmt: skip
+
+
+# -- the spine ---------------------------------------------------------------------------------------------------
+
+
+def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: tuple[Path, ...]) -> list[Node]:
+    """The chain from the base to the last step."""
+    here = recipe.path.resolve()
+    nodes = _base(recipe, facts, load, (*above, here))
+    prefix = f"{recipe.name}: " if above else ""
+    complaints: list[Complaint] = []
+    for number, entry in enumerate(recipe.steps, 1):
+        driver, why, wrong = _driver(entry, nodes[-1], facts)
+        if wrong:
+            place = entry.place
+            complaints.append(Complaint(place.file, place.line, place.column, place.path, wrong))
+            continue
+        if nodes[-1].gives == "tree" and driver != "native":
+            nodes.append(_assemble(recipe, facts, nodes[-1], prefix))
+            driver, why, _ = _driver(entry, nodes[-1], facts)
+        below = nodes[-1]
+        kind, options = entry.kind, entry.kind.identity()
+        nodes.append(Node(
+            name=f"{prefix}{number} {entry.title}", verb="step", gives=below.gives, recipe=recipe, below=below,
+            kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
+            key=digest(["step", type(kind).name, type(kind).version, options, "offline", below.key]),
+        ))  # fmt: skip
+    if complaints:
+        raise RecipeError(complaints)
+    return nodes
+
+
+def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: tuple[Path, ...]) -> list[Node]:
+    base = recipe.base
+    if base.recipe is not None:
+        if base.recipe.resolve() in above:
+            place = recipe.base_place
+            raise RecipeError([Complaint(place.file, place.line, place.column, place.path,
+                                         "the recipe is its own base, by way of " + str(base.recipe))])  # fmt: skip
+        other = load(base.recipe)
+        nodes = _spine(other, facts, load, above)
+        if nodes[-1].gives == "tree":
+            nodes.append(_assemble(other, facts, nodes[-1], f"{other.name}: "))
+        return nodes
+    options = base.identity()
+    size = recipe.machine.disk or 0
+    world = [recipe.arch, facts.epoch] if base.gives == "tree" else [recipe.arch, size]
+    kind = type(base)
+    return [Node(
+        name=(f"{recipe.name}: " if len(above) > 1 else "") + f"base {kind.name} {base.describe()}".rstrip(),
+        verb="base", gives=base.gives, recipe=recipe, kind=base, options=options, disk_size=size,
+        trusted=base.trusted_origin or base.gives == "tree",
+        key=digest(["base", kind.name, kind.version, options, *world]),
+    )]  # fmt: skip
+
+
+def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> Node:
+    size = recipe.machine.disk or DEFAULT_DISK
+    options = {"size": size, "arch": recipe.arch, "epoch": facts.epoch}
+    return Node(
+        name=f"{prefix}assemble the disk", verb="assemble", gives="disk", recipe=recipe, below=below, options=options,
+        trusted=True, disk_size=size, key=digest(["assemble", ASSEMBLE_VERSION, options, below.key]),
+    )  # fmt: skip
+
+
+def _driver(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, str]:
+    """Choose how a step reaches the guest: the driver, why, and what is wrong."""
+    via, running = entry.step.via, entry.kind.needs_running
+    if running or via == "ssh":
+        why = running or "via: ssh"
+        return "", "", f"needs a running guest ({why}); steps over SSH are not there yet"
+    if below.gives == "tree":
+        if via == "guestfs":
+            return "guestfs", "the recipe says so", ""
+        return "native", "the base is a tree" if via == "auto" else "the recipe says so", ""
+    if via == "guestfs":
+        return "guestfs", "the recipe says so", ""
+    if via == "native":
+        if not below.trusted:
+            return "", "", "via: native mounts the disk with this host's kernel; say `trusted: true` at the base"
+        if not facts.root:
+            return "", "", "via: native on a disk needs root; leave `via` out, or run as root"
+        return "native", "the recipe says so", ""
+    if not below.trusted:
+        return "guestfs", "the disk is of foreign origin", ""
+    if not facts.root:
+        return "guestfs", "mounting a disk needs root", ""
+    return "native", "the disk's origin is trusted and we are root", ""
+
+
+# -- the leaves --------------------------------------------------------------------------------------------------
+
+
+def _output(recipe: Recipe, facts: Facts, entry: Entry[Output], below: Node) -> Node:
+    kind, options = entry.kind, entry.kind.identity()
+    machine = recipe.machine
+    maker = [recipe.name, recipe.version, recipe.description, recipe.arch, facts.epoch, machine.cpus, machine.memory,
+             list(machine.firmware)]  # fmt: skip
+    return Node(
+        name=f"output {kind.label}", verb="output", gives="files", recipe=recipe, below=below, kind=kind,
+        options=options, trusted=below.trusted,
+        key=digest(["output", type(kind).name, type(kind).version, options, maker, below.key]),
+    )  # fmt: skip
+
+
+def _check(recipe: Recipe, below: Node, checks: Sequence[Entry[Check]], firmware: str) -> Node:
+    what = [[type(e.kind).name, type(e.kind).version, e.kind.identity()] for e in checks]
+    machine = recipe.machine
+    return Node(
+        name=f"check {firmware}", verb="check", gives="record", recipe=recipe, below=below, firmware=firmware,
+        options={"checks": what}, key=digest(["check", what, firmware, machine.cpus, machine.memory, below.key]),
+    )  # fmt: skip
