@@ -191,12 +191,14 @@ class Session(Protocol):
     """A run of consecutive steps on one chain of layers."""
 
     def layer(
-        self, into: Path, *, log: Log, timeout: float | None = None
+        self, into: Path, *, below: Path, log: Log, timeout: float | None = None
     ) -> AbstractContextManager[Root]:
         """Open the next layer for one step. ``into`` is a new, empty folder beside the folders of the layers below.
 
+        ``below`` is the folder of the layer just below: the ``into`` of the call before may have been renamed.
+
         When the block ends well, ``into`` holds the finished layer: ``upper/`` (a tree: an overlayfs upper directory)
-        or ``disk.qcow2`` (a disk: its backing file is ``../<folder of the layer below>/disk.qcow2``), flushed. When it
+        or ``disk.qcow2`` (a disk: its backing file is ``../<name of below>/disk.qcow2``), flushed. When it
         ends with an exception, the session goes on from the last finished layer, and ``into`` may be removed. No
         program of the step is left running. ``timeout`` (seconds) bounds the whole step: TimedOut.
         """
