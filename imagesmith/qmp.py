@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -81,13 +81,15 @@ class Qmp:
 
     # -- what it is for ----------------------------------------------------------------------------------------
 
-    def execute(self, command: str, *, within: float = ANSWER_SECONDS, **arguments: Any) -> Any:
+    def execute(
+        self, command: str, named: Mapping[str, Any] | None = None, /, *, within: float = ANSWER_SECONDS, **more: Any
+    ) -> Any:
         """Run a command and return its answer.
 
-        Names with dashes go in with ``**{"node-name": …}``. Raises ToolFailed (the error's text; also when the
+        Arguments whose names have dashes go in as a mapping: ``execute("blockdev-del", {"node-name": …})``. Raises ToolFailed (the error's text; also when the
         connection is gone) and TimedOut after ``within`` seconds.
         """
-        client = self._client
+        client, arguments = self._client, {**(named or {}), **more}
         if self._closed or client is None:
             raise self._gone(command)
         return self._wait(lambda: client.execute(command, arguments or None), within, command)

@@ -1,0 +1,101 @@
+"""The guest's serial console: kept in a file while it comes, readable as text, and watched for signs of failure."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from pathlib import Path
+
+LOG_LIMIT = 16 * 1024 * 1024
+"""Bytes of a console that are kept; a guest must not be able to fill the host's disk."""
+_TAIL = 64 * 1024
+_END_OF_LOG = b"\n[imagesmith: the console said more than is kept]\n"
+
+# ECMA-48: CSI sequences (5.4), OSC and other strings (5.6), two-byte escapes (5.3); then what is left of C0.
+# Firmware and boot loaders paint: a movement of the cursor stands where a line's end would.
+_MOVES = re.compile(r"\x1b\[[0-9;]*[HfJ]")
+_SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+# What a console says when a boot has failed, and what that means. Each was seen from the program named.
+_PANIC = re.compile(r"Kernel panic - not syncing: ?(.*)")
+_FAULTS = (
+    (re.compile(r"No bootable device"), "the firmware found no bootable device (SeaBIOS)"),
+    (re.compile(r"BdsDxe: No bootable option|BdsDxe: failed to load|UEFI Interactive Shell|Shell>"),
+     "the firmware found nothing to boot (UEFI)"),
+    (re.compile(r"grub rescue>"), "GRUB does not find its files and dropped to its rescue prompt"),
+    (re.compile(r"Minimal BASH-like line editing is supported"), "GRUB found no configuration and shows its prompt"),
+    (re.compile(r"dropping to a shell!", re.I), "the initial RAM disk did not find the root file system"),
+    (re.compile(r"Entering emergency mode\. Exit the shell to continue|You are in (?:emergency|rescue) mode"
+                r"|Give root password for maintenance|Cannot open access to console, the root account is locked"),
+     "start-up ended in emergency mode"),
+    (re.compile(r"systemd\[1\]: Freezing execution|Freezing execution\."), "systemd gave up and froze"),
+)  # fmt: skip
+
+
+def plain(raw: bytes) -> str:
+    """Return a console's text without control sequences, blank lines or trailing blanks."""
+    text = _MOVES.sub("\n", raw.decode("utf-8", "replace"))
+    text = _SEQUENCES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    lines = (line.rstrip() for line in _CONTROLS.sub("", text).split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def panic(text: str) -> str | None:
+    """Return what a kernel's panic says, if there is one in a console's text (Linux: kernel/panic.c)."""
+    found = _PANIC.search(text)
+    return None if found is None else found[1].strip() or "no reason given"
+
+
+def boot_fault(text: str) -> str | None:
+    """Return, in words, why a boot has failed, if a console's text shows that it has."""
+    reason = panic(text)
+    if reason is not None:
+        return f"the guest's kernel panicked: {reason}"
+    return next((meaning for sign, meaning in _FAULTS if sign.search(text)), None)
+
+
+class Console:
+    """Reads a console in a thread of its own until the other end closes it."""
+
+    def __init__(self, wire: socket.socket, log: Path) -> None:
+        """``wire`` is our end of QEMU's serial port, ``log`` the file that keeps what comes (as it comes)."""
+        self.log = log
+        self._wire = wire
+        self._tail = b""
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._read, name="console", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        kept = 0
+        with self.log.open("wb", buffering=0) as file:
+            while True:
+                try:
+                    news = self._wire.recv(65536)
+                except OSError:
+                    return
+                if not news:
+                    return
+                with self._lock:
+                    self._tail = (self._tail + news)[-_TAIL:]
+                if kept < LOG_LIMIT:
+                    kept += len(news)
+                    file.write(news if kept < LOG_LIMIT else news + _END_OF_LOG)
+
+    @property
+    def text(self) -> str:
+        """The last 64 KiB, as plain text."""
+        with self._lock:
+            return plain(self._tail)
+
+    def tail(self, lines: int = 25) -> str:
+        """The last lines, as plain text."""
+        return "\n".join(self.text.split("\n")[-lines:])
+
+    def finish(self) -> None:
+        """Wait for the rest, once the other end is closed, and close ours."""
+        self._thread.join(2)
+        self._wire.close()
+        self._thread.join(2)

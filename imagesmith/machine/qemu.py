@@ -1,0 +1,212 @@
+"""A running QEMU: started, watched, asked, ended.
+
+Nothing of it outlives the block that started it, nor this process: its sockets have no names, it dies with its
+parent (Host.start), and its files are in a folder that the caller removes.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from subprocess import Popen, TimeoutExpired
+from typing import Self, TypeVar
+
+from imagesmith.errors import GuestFailed, ImagesmithError, Interrupted, TimedOut, ToolFailed
+from imagesmith.host import Host
+from imagesmith.machine import png
+from imagesmith.machine.arguments import MachineSpec, Wires, arguments
+from imagesmith.machine.console import Console, panic
+from imagesmith.qmp import Qmp, socket_pair
+
+_T = TypeVar("_T")
+_POLL = 0.1
+_RESTARTS_ALLOWED = 2
+"""A guest may restart itself once or twice on its first boot (SELinux relabels so); more is a loop."""
+# HMP `info usernet` (QEMU: net/slirp.c): "TCP[HOST_FORWARD]  FD  address  port  guest's address  guest's port …"
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s")
+
+
+class Machine:
+    """One QEMU, from the beginning of a ``with`` block to its end."""
+
+    console: Console
+    qmp: Qmp
+    control: socket.socket
+    """Our end of the control channel (see guest.py)."""
+    _process: Popen[bytes]
+
+    def __init__(self, host: Host, spec: MachineSpec, folder: Path, *, purpose: str = "boot a guest") -> None:
+        """``folder`` is private and takes the console's log; ``purpose`` completes "needed to …"."""
+        self.spec = spec
+        self._host = host
+        self._stderr = folder / "qemu.log"
+        self._console_log = folder / "console.log"
+        self._picture = folder / "screen.ppm"
+        self._purpose = purpose
+        self._forwards: dict[int, tuple[str, int]] = {}
+        self._restarts = 0
+        self._reason = ""
+
+    def __enter__(self) -> Self:
+        """Start QEMU. Raises MissingTool, GuestFailed (with QEMU's own words when it ends at once), Interrupted."""
+        with ExitStack() as stack:
+            (monitor, a), (console, b), (self.control, c) = pairs = [socket_pair() for _ in range(3)]
+            for ours, _ in pairs:
+                stack.callback(ours.close)
+            wires = Wires(monitor=a.fileno(), console=b.fileno(), control=c.fileno())
+            try:
+                stderr = stack.enter_context(self._stderr.open("wb"))
+                self._process = stack.enter_context(
+                    self._host.start(arguments(self.spec, wires), purpose=self._purpose, stderr=stderr,
+                                     pass_fds=[end.fileno() for end in (a, b, c)])
+                )  # fmt: skip
+            finally:
+                for end in (a, b, c):
+                    end.close()  # a copy left open here would hide QEMU's death
+            self.console = Console(console, self._console_log)
+            try:
+                self.qmp = Qmp(monitor, alive=self._alive)
+            except ToolFailed:
+                self._wait_for_exit(5)
+                self.check()
+                raise
+            stack.callback(self.qmp.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with suppress(ImagesmithError):
+            self.qmp.execute("quit", within=3)
+            self._wait_for_exit(3)
+        self._stack.close()
+        self.console.finish()
+
+    # -- watching ----------------------------------------------------------------------------------------------
+
+    def _alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def restarts(self) -> int:
+        """How often the guest has restarted itself."""
+        self._take_events()
+        return self._restarts
+
+    def check(self, fault: Callable[[str], str | None] = lambda text: None) -> None:
+        """Raise if there is no use in going on.
+
+        Interrupted: ``Host.cancel`` was called. GuestFailed: the guest's kernel panicked, the guest restarts itself
+        again and again, it switched itself off, QEMU died (with its words), or ``fault`` says what is wrong when it is
+        shown the console's text.
+        """
+        if self._host.cancelled:
+            raise Interrupted()
+        alive = self._alive()
+        if not alive:
+            self.console.finish()
+        text = self.console.text
+        reason = panic(text)
+        if reason is not None:
+            raise self._failed(f"the guest's kernel panicked: {reason}")
+        found = fault(text)
+        if found:
+            raise self._failed(found)
+        if self.restarts > _RESTARTS_ALLOWED:
+            raise self._failed(f"the guest restarted itself {self._restarts} times")
+        if not alive:
+            raise self._failed(self._how_it_ended())
+
+    def watch(
+        self, until: Callable[[], _T | None], *, within: float, doing: str,
+        fault: Callable[[str], str | None] = lambda text: None,
+    ) -> _T:  # fmt: skip
+        """Return the first thing that ``until`` gives; meanwhile ``check``.
+
+        Raises what check raises, and TimedOut after ``within`` seconds: "the guest did not {doing} within …".
+        """
+        deadline = time.monotonic() + within
+        while True:
+            found = until()
+            if found is not None:
+                return found
+            self.check(fault)
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"the guest did not {doing} within {within:g} s", tail=self.console.tail())
+            time.sleep(_POLL)
+
+    def _failed(self, what: str) -> GuestFailed:
+        return GuestFailed(what, tail=self.console.tail())
+
+    def _take_events(self) -> None:
+        for event in self.qmp.events() if hasattr(self, "qmp") else ():
+            data = event.get("data", {})
+            if event["event"] == "RESET" and data.get("guest"):
+                self._restarts += 1
+            elif event["event"] == "SHUTDOWN":
+                self._reason = data.get("reason", "")
+
+    def _how_it_ended(self) -> str:
+        # ShutdownCause of QEMU's qapi/run-state.json tells the guest's own doing from everything else.
+        self._take_events()
+        if self._reason == "guest-reset":
+            return "the guest restarted itself"
+        if self._reason == "guest-shutdown":
+            return "the guest switched itself off"
+        status = self._process.returncode
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        words = self._stderr.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+        return f"QEMU {how}" + (f": {words}" if words else "")
+
+    def _wait_for_exit(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except TimeoutExpired:
+            return False
+        return True
+
+    # -- using -------------------------------------------------------------------------------------------------
+
+    def screenshot(self, path: Path) -> None:
+        """Write what the screen shows as PNG. Raises ToolFailed where there is no screen, or no QEMU any more."""
+        try:
+            self.qmp.execute("screendump", filename=str(path), format="png")
+        except ToolFailed:
+            self.qmp.execute("screendump", filename=str(self._picture))
+            path.write_bytes(png.from_ppm(self._picture.read_bytes()))
+            self._picture.unlink()
+
+    def forward(self, port: int) -> tuple[str, int]:
+        """Return an address and port on this host's loopback that lead to the guest's TCP ``port``.
+
+        QEMU's kernel picks the port (0), so nobody can take it between the choice and the use. Raises ToolFailed.
+        """
+        if port not in self._forwards:
+            said = self._monitor(f"hostfwd_add net0 tcp:127.0.0.1:0-:{port}")
+            for address, host_port, guest_port in _FORWARD.findall(self._monitor("info usernet")):
+                self._forwards.setdefault(int(guest_port), (address, int(host_port)))
+            if port not in self._forwards:
+                raise ToolFailed(f"QEMU does not forward the guest's port {port}: {said.strip() or 'no reason given'}")
+        return self._forwards[port]
+
+    def _monitor(self, line: str) -> str:
+        return str(self.qmp.execute("human-monitor-command", {"command-line": line}))
+
+    def power_off(self, within: float = 90) -> bool:
+        """Press the power button and wait for the guest to switch itself off; False when it did not, and was ended."""
+        with suppress(ToolFailed):
+            self.qmp.execute("system_powerdown")
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if self._wait_for_exit(_POLL):
+                return True
+            if self._host.cancelled:
+                raise Interrupted()
+        with suppress(ImagesmithError):
+            self.qmp.execute("quit", within=3)
+        self._wait_for_exit(3)
+        return False
