@@ -86,8 +86,8 @@ class Qmp:
     ) -> Any:
         """Run a command and return its answer.
 
-        Arguments whose names have dashes go in as a mapping: ``execute("blockdev-del", {"node-name": …})``. Raises ToolFailed (the error's text; also when the
-        connection is gone) and TimedOut after ``within`` seconds.
+        Arguments whose names have dashes go in as a mapping: ``execute("blockdev-del", {"node-name": …})``. Raises
+        ToolFailed (the error's text; also when the connection is gone) and TimedOut after ``within`` seconds.
         """
         client, arguments = self._client, {**(named or {}), **more}
         if self._closed or client is None:
