@@ -142,7 +142,11 @@ class Engine:
         """Run consecutive steps in one session; return how many are done (fewer when another build did one)."""
         assert nodes[0].below is not None
         folders = self._folders(outcome.layers[nodes[0].below.name])
-        now: list[Log] = []
+        now: list[Log] = []  # the log of the node at work: the session outlives each of them
+
+        def current(line: str) -> None:
+            now[0](line)
+
         with ExitStack() as stack:
             session: Session | None = None
             for count, node in enumerate(nodes):
@@ -156,7 +160,7 @@ class Engine:
                             now[:] = [work.log]
                             if session is None:
                                 driver = self._bench.driver(node.driver, node.gives)
-                                opening = driver.session(folders, epoch=self._epoch, log=lambda line: now[0](line))
+                                opening = driver.session(folders, epoch=self._epoch, log=current)
                                 session = stack.enter_context(opening)
                             below = self._folders(outcome.layers[node.below.name])[-1] if node.below else folders[-1]
                             timeout = entry.options.timeout or DEFAULT_TIMEOUT
@@ -195,9 +199,9 @@ class Engine:
             raise failures[0]
         if failures:
             failures.sort(key=lambda error: error.node)
-            error = BuildError("\n".join(f"{e.node}: {e.message}" for e in failures))
-            error.node = ", ".join(e.node for e in failures)
-            raise error from failures[0]
+            together = BuildError("\n".join(f"{e.node}: {e.message}" for e in failures))
+            together.node = ", ".join(e.node for e in failures)
+            raise together from failures[0]
 
     def _run_leaf(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> None:
         assert node.below is not None
@@ -267,7 +271,7 @@ class Engine:
             "check": entry.title, "firmware": node.firmware, "passed": passed, "seen": seen,
             "seconds": round(time.monotonic() - start, 3),
         }  # fmt: skip
-        self._emit("check", node, **result)
+        self._emit("check", node, data=result)
         return result
 
     # -- one node ------------------------------------------------------------------------------------------------
@@ -308,7 +312,7 @@ class Engine:
                 outcome.ran[node.name] = seconds
             self._emit("node-done", node, seconds=seconds)
             for file in cast(list[dict[str, object]], work.facts.get("files", [])):
-                self._emit("artifact", node, **file, format=work.facts["format"])
+                self._emit("artifact", node, data={**file, "format": work.facts["format"]})
 
     def _logger(self, node: Node, write: Callable[[str], object]) -> Log:
         def log(line: str) -> None:
@@ -341,8 +345,11 @@ class Engine:
             for file in sorted(source.iterdir()):
                 shutil.copyfile(file, target / f"{slug(name)}-{file.name}")
 
-    def _emit(self, event: str, node: Node, *, seconds: float | None = None, **data: object) -> None:
-        self._tell(Event(event, node.recipe.name, node.name, node.key, seconds, data))
+    def _emit(
+        self, event: str, node: Node, *, seconds: float | None = None, data: Mapping[str, object] | None = None,
+        **more: object,
+    ) -> None:  # fmt: skip
+        self._tell(Event(event, node.recipe.name, node.name, node.key, seconds, {**(data or {}), **more}))
 
 
 @dataclass

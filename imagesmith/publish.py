@@ -1,0 +1,179 @@
+"""Results -> output/<name>/, with manifest and checksums: put there whole, or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from imagesmith import __version__
+from imagesmith.engine import Outcome, slug
+from imagesmith.errors import BuildError
+from imagesmith.host import Host
+from imagesmith.kinds import Options, file_digest
+from imagesmith.plan import Plan
+from imagesmith.store import Layer
+
+VERSIONS = {  # program: the argument that makes it tell its version
+    "qemu-img": "--version", "qemu-system-x86_64": "--version", "mmdebstrap": "--version", "mke2fs": "-V",
+    "grub-mkimage": "--version", "sfdisk": "--version",
+}  # fmt: skip
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # <linux/fs.h>, <fcntl.h>
+
+
+def publish(plan: Plan, outcome: Outcome, target: Path, host: Host) -> bool:
+    """Put a build's results into ``target``; return whether anything had to be done.
+
+    What is there already and belongs to the same layers stays. Otherwise a new folder is filled beside the old one
+    and changes places with it (renameat2(2), RENAME_EXCHANGE): whoever looks sees the old result or the new one.
+    """
+    manifest = _manifest(plan, outcome)
+    if _is_there(target, manifest):
+        shutil.rmtree(target / "failed", ignore_errors=True)
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{target.name}.new-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = target.parent / f".{target.name}.new-{os.getpid()}"
+    try:
+        staging.mkdir()
+        sums = []
+        for layer in _artifacts(plan, outcome):
+            for file in _files(layer):
+                source = layer.folder / "files" / str(file["name"])
+                host.run(["cp", "--reflink=auto", "--sparse=auto", "--no-preserve=all", source, staging],
+                         purpose="put the artifacts into the output folder")  # fmt: skip
+                sums.append(f"{file['sha256']}  {file['name']}\n")
+        (staging / "SHA256SUMS").write_text("".join(sorted(sums, key=lambda line: line.split("  ")[1])))
+        _logs(plan, outcome, staging / "logs")
+        manifest["host"] = {"imagesmith": __version__, "system": platform.platform(), "tools": _versions(host)}
+        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        _exchange(staging, target)
+    except OSError as error:
+        raise BuildError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return True
+
+
+def _exchange(new: Path, old: Path) -> None:
+    if not old.exists():
+        new.rename(old)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE)
+    if done != 0:  # a file system that cannot exchange: two renames, with a moment between them
+        aside = new.with_suffix(".old")
+        old.rename(aside)
+        new.rename(old)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _artifacts(plan: Plan, outcome: Outcome) -> list[Layer]:
+    return [outcome.layers[node.name] for node in plan.outputs]
+
+
+def _files(layer: Layer) -> list[Mapping[str, Any]]:
+    return cast(list[Mapping[str, Any]], layer.facts["files"])
+
+
+def _is_there(target: Path, manifest: Mapping[str, Any]) -> bool:
+    try:
+        old = json.loads((target / "manifest.json").read_text())
+        written = (target / "manifest.json").stat().st_mtime_ns
+        for artifact in old["artifacts"]:
+            for file in artifact["files"]:
+                status = (target / file["name"]).stat()
+                if status.st_size != file["size"] or status.st_mtime_ns > written:
+                    return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    same = ("recipe", "version", "variables", "artifacts", "checks")
+    return bool(all(old.get(key) == manifest[key] for key in same))
+
+
+def _manifest(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    recipe = plan.recipe
+    nodes = [
+        {
+            "name": node.name, "key": node.key, "verb": node.verb, "driver": node.driver or None,
+            "seconds": outcome.layers[node.name].facts.get("seconds"), "cached": node.name not in outcome.ran,
+        }
+        for node in plan.nodes if node.name in outcome.layers
+    ]  # fmt: skip
+    artifacts = [
+        {
+            "format": layer.facts["format"], "main": layer.facts["main"], "key": layer.key,
+            "virtual_size": layer.facts.get("virtual_size"), "files": _files(layer),
+        }
+        for layer in _artifacts(plan, outcome)
+    ]  # fmt: skip
+    checks = [
+        {name: value for name, value in result.items() if name != "seconds"}
+        for node in plan.checks
+        for result in cast(list[dict[str, Any]], outcome.layers[node.name].facts["checks"])
+    ]
+    inputs = {node.name: sorted(_inputs(plan, node.kind)) for node in plan.nodes if node.kind is not None}
+    return {
+        "recipe": recipe.name, "version": recipe.version, "description": recipe.description, "arch": recipe.arch,
+        "variables": recipe.variables, "epoch": plan.facts.epoch, "machine": recipe.machine.identity(),
+        "inputs": {
+            "recipe": {"name": recipe.path.name, "digest": file_digest(recipe.path)},
+            "files": {name: files for name, files in inputs.items() if files},
+            "downloads": {
+                node.name: outcome.layers[node.name].facts["downloads"]
+                for node in plan.spine
+                if node.name in outcome.layers and outcome.layers[node.name].facts.get("downloads")
+            },
+        },
+        "nodes": nodes, "artifacts": artifacts, "checks": checks,
+    }  # fmt: skip
+
+
+def _inputs(plan: Plan, value: object) -> Iterator[tuple[str, str]]:
+    """The files that a kind's options name, relative to the recipe, with the digests that are in its key."""
+    if isinstance(value, Path):
+        yield os.path.relpath(value, plan.recipe.path.parent), file_digest(value)
+    elif isinstance(value, Options):
+        for name in type(value).model_fields:
+            yield from _inputs(plan, getattr(value, name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _inputs(plan, item)
+
+
+def _logs(plan: Plan, outcome: Outcome, folder: Path) -> None:
+    folder.mkdir()
+    for number, node in enumerate(plan.nodes):
+        layer = outcome.layers.get(node.name)
+        if layer is not None and (layer.folder / "log").exists():
+            shutil.copyfile(layer.folder / "log", folder / f"{number:02}-{slug(node.name)}.log")
+
+
+def _versions(host: Host) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for tool, argument in VERSIONS.items():
+        if host.find(tool):
+            done = host.run([tool, argument], purpose="tell its version", ok=range(256))
+            lines = (done.stdout or done.stderr).decode("utf-8", "replace").splitlines()
+            found[tool] = lines[0].strip() if lines else ""
+    return found
+
+
+def table(plan: Plan, outcome: Outcome, target: Path) -> Sequence[tuple[Path, int, str, str, float]]:
+    """For each artifact: file, size, sha256, how it was proven, and the seconds it took to make."""
+    proof = ", ".join(
+        f"{len(cast(list[object], outcome.layers[node.name].facts['checks']))} checks under {node.firmware}"
+        for node in plan.checks
+    )
+    rows = []
+    for layer in _artifacts(plan, outcome):
+        for file in _files(layer):
+            seconds = cast(float, layer.facts["seconds"])
+            rows.append((target / file["name"], int(file["size"]), str(file["sha256"]), proof or "not booted", seconds))
+    return rows
