@@ -1,0 +1,316 @@
+"""Layers by key, on the disk: found, made once, kept while in use, collected when the store grows too large.
+
+::
+
+    ROOT/index.db        key -> layer -> parent (store_index)
+    ROOT/layers/000012/  a finished layer; 000013.part/ one that is being made, locked by its maker
+    ROOT/blobs/          downloads by digest (fetch)
+    ROOT/leases/         one locked file for each running build; what a build found or made stays until it ends
+    ROOT/locks/          one locked file for each key that is being made
+
+Whatever a process held goes with it when it dies: all locks are flock(2). A layer is written aside, flushed, renamed
+and indexed in one transaction, so a key is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from imagesmith import store_files as files
+from imagesmith.errors import ImagesmithError, Interrupted, StoreError
+from imagesmith.store_care import choose, damage, drop_damaged, strays
+from imagesmith.store_files import Lock, lock
+from imagesmith.store_index import Index, Layer, folder_name
+
+__all__ = ["Layer", "Slot", "Store", "Use"]
+
+GIVES = ("tree", "disk", "files", "record")
+
+
+class Slot:
+    """A place for a layer: ``folder`` to fill and ``commit``, or ``layer`` where somebody else has just made it."""
+
+    def __init__(self, use: Use, layer: Layer | None, template: Layer | None, part: Lock | None) -> None:
+        self.layer = layer
+        self._use = use
+        self._template = template
+        self._part = part
+
+    @property
+    def folder(self) -> Path:
+        """ROOT/layers/<id>.part: there, empty, and removed again unless it is committed."""
+        assert self._part is not None, "the layer is there: use slot.layer"
+        return self._part.path
+
+    def commit(self, facts: Mapping[str, object] | None = None) -> Layer:
+        """Keep what is in the folder, for good; ``facts`` are JSON values. Raises StoreError where space ran out."""
+        assert self._template is not None, "the layer is there: use slot.layer"
+        assert self.layer is None, "it was committed before"
+        store, template = self._use.store, self._template
+        with files.guarding(store.root, f"keep {template.name}"):
+            files.flush(self.folder)
+            now = time.time()
+            layer = Layer(
+                id=template.id, key=template.key, gives=template.gives, folder=template.folder, parent=template.parent,
+                name=template.name, facts=dict(facts or {}), digests=files.layer_digests(template.gives, self.folder),
+                made=now, used=now, size=store.measure(self.folder),
+            )  # fmt: skip
+            try:
+                with store.index.change():
+                    store.index.add(layer)
+                    store.index.hold(self._use.lease, layer)
+                    self.folder.rename(layer.folder)
+                    files.flush_names(layer.folder.parent)
+            except BaseException:
+                if layer.folder.exists() and not store.index.layers("id = ?", int(layer.id)):
+                    layer.folder.rename(self.folder)
+                raise
+        self.layer = layer
+        return layer
+
+
+class Use:
+    """A running build's view of the store: what it finds or makes stays until it ends. For any number of threads."""
+
+    def __init__(self, store: Store, lease: str, cancelled: Callable[[], bool]) -> None:
+        self.store = store
+        self.lease = lease
+        self._cancelled = cancelled
+
+    def find(self, key: str) -> Layer | None:
+        """Return the layer that the key names, kept for this build and marked as used; None where there is none."""
+        with self.store.index.change():
+            layer = self.store.find(key)
+            if layer is not None:
+                self.store.index.hold(self.lease, layer)
+                self.store.index.touch(layer, time.time())
+        return layer
+
+    @contextmanager
+    def making(
+        self, key: str, *, gives: str, name: str, parent: Layer | None = None, fresh: bool = False,
+        waiting: Callable[[], None] | None = None,
+    ) -> Iterator[Slot]:  # fmt: skip
+        """Make the layer of a key, as the only one who does.
+
+        Where another thread or process is at it, ``waiting`` is called once and its end awaited (Interrupted when the
+        build is cancelled meanwhile); ``slot.layer`` is its result then. ``fresh`` makes a new one though the key is
+        there: the key names the new one from then on. ``name`` is for people. Raises StoreError.
+        """
+        assert gives in GIVES
+        turn = self._turn(key, waiting)
+        try:
+            there = None if fresh else self.find(key)
+            if there is not None:
+                yield Slot(self, there, None, None)
+                return
+            template, part = self.store.new_part(key, gives, name, parent)
+            slot = Slot(self, None, template, part)
+            try:
+                yield slot
+            except (OSError, ImagesmithError) as error:
+                if files.is_full(error, self.store.root):
+                    raise files.no_space(self.store.root, f"make {name}") from error
+                raise
+            finally:
+                if slot.layer is None and part.path.exists():
+                    self.store.remove(part.path)
+                part.release()
+        finally:
+            turn.release(remove=True)
+
+    def _turn(self, key: str, waiting: Callable[[], None] | None) -> Lock:
+        path = self.store.root / "locks" / hashlib.sha256(key.encode()).hexdigest()
+        with files.guarding(self.store.root, "lock a layer"):
+            mine = lock(path, wait=False)
+            if mine is None and waiting is not None:
+                waiting()
+            while mine is None:  # not a blocking flock: that could not be interrupted in a thread
+                time.sleep(0.05)
+                if self._cancelled():
+                    raise Interrupted()
+                mine = lock(path, wait=False)
+        return mine
+
+
+class Store:
+    """A folder of layers, shared by any number of processes of one user."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        remove: Callable[[Path], None] = files.remove_tree,
+        measure: Callable[[Path], int] = files.allocated,
+    ) -> None:
+        """Open the store, making it where it is missing.
+
+        ``remove`` deletes a layer's folder and ``measure`` returns the bytes it takes: they are replaced where files
+        belong to subordinate ids, which the user alone can neither see whole nor delete. Raises StoreError where the
+        folder is no store, belongs to somebody else, or was written by a newer version.
+        """
+        self.root = root.absolute()
+        self.measure = measure
+        self.remove = remove
+        try:
+            with files.guarding(self.root, "make the store"):
+                files.own(self.root)
+                for name in ("layers", "blobs", "leases", "locks"):
+                    (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            files.reserve(self.root / "reserve")
+        except OSError as error:
+            raise StoreError(f"cannot make the store {root}: {error.strerror}",
+                             hint="let IMAGESMITH_CACHE name a folder that you may write") from error  # fmt: skip
+        self.index = Index(self.root)
+
+    @staticmethod
+    def default_root() -> Path:
+        """Where the store is: $IMAGESMITH_CACHE, else the user's cache folder of this platform."""
+        named = os.environ.get("IMAGESMITH_CACHE")
+        return Path(named).expanduser() if named else platformdirs.user_cache_path("imagesmith")
+
+    def close(self) -> None:
+        """Close the index."""
+        self.index.close()
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of the downloads."""
+        return self.root / "blobs"
+
+    # -- a build -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def using(self, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Use]:
+        """Use the store for a build. Removes what dead builds left. ``cancelled`` ends the waiting for others."""
+        name = uuid.uuid4().hex
+        with files.guarding(self.root, "begin a build"):
+            alive = lock(self.root / "leases" / name)
+        assert alive is not None
+        try:
+            with self.index.change():
+                self.index.begin(name, time.time())
+            sweeping = lock(self.root / "sweep", wait=False)
+            if sweeping is not None:  # else someone is at it already
+                try:
+                    self._remove_all(strays(self.root, self.index))
+                finally:
+                    sweeping.release()
+            yield Use(self, name, cancelled)
+        finally:
+            try:
+                with self.index.change():
+                    self.index.end(name)
+            finally:
+                alive.release(remove=True)
+
+    def new_part(self, key: str, gives: str, name: str, parent: Layer | None) -> tuple[Layer, Lock]:
+        """Begin a layer: an empty folder with a number of its own, locked by its maker (for ``Use.making``)."""
+        with files.guarding(self.root, f"make {name}"), self.index.change():
+            seen = [int(p.name[:6]) for p in (self.root / "layers").iterdir() if p.name[:6].isdigit()]
+            number = folder_name(self.index.next_number(max(seen, default=0)))
+            part = self.root / "layers" / f"{number}.part"
+            part.mkdir(mode=0o700)
+            mine = files.lock_folder(part)  # inside the transaction, so that no sweeper sees it without its lock
+            assert mine is not None
+        folder = self.root / "layers" / number
+        return Layer(id=number, key=key, gives=gives, folder=folder, parent=None if parent is None else parent.id,
+                     name=name, facts={}, digests={}, made=0, used=0, size=0), mine  # fmt: skip
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Layer | None:
+        """Return the layer that the key names, without keeping it: for a plan."""
+        layer = self.index.newest(key)
+        return layer if layer is not None and layer.folder.is_dir() else None
+
+    def chain(self, layer: Layer) -> list[Layer]:
+        """The layer and everything below it, the oldest first."""
+        found = [layer]
+        while found[-1].parent is not None:
+            below = self.index.layers("id = ?", int(found[-1].parent))
+            if not below:
+                raise StoreError(f"the layer below {found[-1].name} is gone from the store {self.root}",
+                                 hint="'imagesmith cache verify --repair' removes what cannot be used")  # fmt: skip
+            found.append(below[0])
+        return found[::-1]
+
+    def layers(self) -> list[Layer]:
+        """Every finished layer, the oldest first."""
+        return self.index.layers()
+
+    def size(self) -> int:
+        """The bytes that layers and downloads take."""
+        return sum(layer.size for layer in self.layers()) + files.allocated(self.blobs)
+
+    # -- removing ------------------------------------------------------------------------------------------------
+
+    def collect(self, limit: int) -> list[Layer]:
+        """Remove what was not used for longest until at most ``limit`` bytes are left; return the removed layers.
+
+        Artifacts go first (they are made anew from a disk in seconds), then layers and downloads. What a running
+        build uses stays, and so does every layer that another stands on.
+        """
+        with self._sweeping():
+            (self.root / "reserve").unlink(missing_ok=True)  # the index needs some space to note what goes
+            self._remove_all(strays(self.root, self.index))
+            with self.index.change():
+                victims, downloads = choose(self.root, self.index, limit)
+                for layer in victims:
+                    self.index.drop(layer)
+            self._remove_all([layer.folder for layer in victims] + downloads)
+            files.reserve(self.root / "reserve")
+        return victims
+
+    def clear(self) -> list[Layer]:
+        """Remove everything that no running build uses; return the removed layers."""
+        return self.collect(-1)
+
+    def verify(self, *, repair: bool) -> list[str]:
+        """Look at every layer and download; return what is wrong, in words (see ``store_care.damage``).
+
+        ``repair`` removes what is damaged, what stands on it and what dead builds left, unless a running build uses
+        it: it is made anew when it is needed.
+        """
+        with self._sweeping():
+            left = strays(self.root, self.index)
+            problems = [f"{path.name}: left behind by a build that died" for path in left]
+            for text, found in damage(self.root, self.index):
+                problems.append(text)
+                if not repair:
+                    continue
+                if isinstance(found, Path):
+                    left.append(found)
+                    continue
+                gone, kept = drop_damaged(self.index, found)
+                left += [layer.folder for layer in gone]
+                problems += [f"layer {layer.id} is in use by a running build: not removed" for layer in kept]
+            if repair:
+                self._remove_all(left)
+        return problems
+
+    def _remove_all(self, paths: list[Path]) -> None:
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                self.remove(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _sweeping(self) -> Iterator[None]:
+        """Be the only one who removes finished layers."""
+        with files.guarding(self.root, "clean it"):
+            mine = lock(self.root / "sweep")
+        assert mine is not None
+        try:
+            yield
+        finally:
+            mine.release()
