@@ -1,0 +1,232 @@
+"""A chain of qcow2 layers as one raw disk: a file for host programs, or an NBD socket for an appliance.
+
+QEMU's storage daemon holds the chain. It runs in a mount namespace of its own (and, for users who are not root, in a
+user namespace of its own) with a small tmpfs over /sys, which nothing of ours is ever below; what it offers is there,
+and is reached through ``/proc/<pid>/root``. So when the daemon ends, for whatever reason, the kernel takes the FUSE
+mount, the socket and the folder away with it: nothing is left in any mount table or file system.
+
+Every layer is opened with its backing layer named explicitly, so no name in an image's header is ever followed
+unseen. (qcow2: QEMU's documentation, "docs/interop/qcow2.txt". Commands: QEMU's QMP reference, "Block devices".)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagesmith.errors import BuildError, Refused, ToolFailed
+from imagesmith.host import Host
+from imagesmith.qmp import Qmp, socket_pair
+
+LAYER_FILE = "disk.qcow2"
+_EXPORT = "top"
+_FLUSH_SECONDS = 600.0
+"""A snapshot waits until all that the guest wrote has left the daemon: gigabytes on a slow disk, at worst."""
+_DEEPEST = 500
+_DATA_FILE, _HEADER_LENGTH = 1 << 2, 72
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a qcow2 file says of itself. ``virtual_size`` is in bytes; ``backing`` is empty where there is none."""
+
+    virtual_size: int
+    backing: str
+
+
+def read_header(path: Path) -> Header:
+    """Read a qcow2 header. Raises Refused for anything but a qcow2 file that is complete in itself and its backing."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEADER_LENGTH + 8)
+            if len(head) < _HEADER_LENGTH or head[:4] != b"QFI\xfb":
+                raise Refused(f"{path} is no qcow2 image, or only the beginning of one")
+            version, name_at, name_length, _, size, crypt = struct.unpack(">IQIIQI", head[4:36])
+            features = struct.unpack(">Q", head[72:80])[0] if version >= 3 and len(head) >= 80 else 0
+            if version not in {2, 3} or crypt or name_length > 1023:
+                raise Refused(f"{path} is a qcow2 image of a kind that imagesmith does not open: version {version}"
+                              + (", encrypted" if crypt else ""))  # fmt: skip
+            if features & _DATA_FILE:
+                raise Refused(f"{path} keeps its data in another file, which is refused: the name in its header could "
+                              "lead to any file of this machine", hint="convert it with 'qemu-img convert' "
+                              "where it is trusted")  # fmt: skip
+            stream.seek(name_at if name_length else 0)
+            backing = stream.read(name_length)
+    except OSError as error:
+        raise BuildError(f"cannot open the disk layer {path}: {error.strerror}") from error
+    if len(backing) != name_length:
+        raise Refused(f"{path} is only the beginning of a qcow2 image")
+    return Header(size, backing.decode("utf-8", "surrogateescape"))
+
+
+def chain_of(path: Path) -> list[Path]:
+    """Return a qcow2 file and everything it stands on, the oldest first. Raises Refused where that has no end."""
+    found = [path]
+    while (backing := read_header(found[-1]).backing) != "":
+        found.append(found[-1].parent / backing)
+        if len(found) > _DEEPEST:
+            raise Refused(f"the layers below {path} never end; one of them stands on itself")
+    return found[::-1]
+
+
+def layer_files(below: Sequence[Path]) -> list[Path]:
+    """The files of the folders of layers, the oldest first. Raises Refused where one does not stand on the next."""
+    files = [folder / LAYER_FILE for folder in below]
+    for under, file in zip([None, *files], files, strict=False):
+        expected = f"../{under.parent.name}/{LAYER_FILE}" if under else ""
+        if (backing := read_header(file).backing) != expected:
+            raise Refused(f"{file} should stand on {expected or 'nothing'}, but its header says {backing or 'nothing'}")
+    return files
+
+
+def make_overlay(below: Path, into: Path, host: Host) -> None:
+    """Make the empty qcow2 ``into`` on top of ``below``, whose name it keeps relative to its own folder."""
+    if into.exists():
+        raise BuildError(f"{into} is there already; a layer is never written twice")
+    name = os.path.relpath(below.resolve(), into.parent.resolve())
+    host.run(["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", name, into,
+              str(read_header(below).virtual_size)], purpose="open a layer of a disk")  # fmt: skip
+
+
+def daemon_arguments(monitor: int, *, root: bool) -> list[str]:
+    """The command that starts the daemon, its control connection on the descriptor ``monitor``."""
+    return [
+        "unshare", "--mount", "--propagation", "private", *([] if root else ["--user", "--map-root-user"]), "--",
+        "sh", "-ec", 'mount -t tmpfs -o mode=0700 tmpfs /sys; : >/sys/disk; exec "$@"', "sh",
+        "qemu-storage-daemon", "--chardev", f"socket,id=control,fd={monitor}", "--monitor", "chardev=control",
+    ]  # fmt: skip
+
+
+def node(number: int, file: Path, *, backing: int | None, writable: bool) -> dict[str, Any]:
+    """The arguments of ``blockdev-add`` for one layer.
+
+    The file is never flushed while the layer is at work (what a crash of the machine leaves of it is thrown away), but
+    once when it is closed; nor locked: a finished layer may be read by others while this daemon still holds it open.
+    """
+    return {
+        "driver": "qcow2", "node-name": f"layer{number}", "read-only": not writable, "discard": "unmap",
+        "backing": None if backing is None else f"layer{backing}",
+        "cache": {"no-flush": True},
+        "file": {"driver": "file", "filename": str(file.resolve()), "locking": "off", "cache": {"no-flush": True}},
+    }  # fmt: skip
+
+
+def flush_file(file: Path) -> None:
+    """Bring a file and its name to the disk (fsync)."""
+    for path in (file, file.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Attached:
+    """A chain that is open. ``path`` is the disk as a raw file, ``socket`` the same over NBD (one of them is there)."""
+
+    def __init__(self, host: Host, qmp: Qmp, pid: int, files: Sequence[Path], *, writable: bool, nbd: bool) -> None:
+        self._host, self._qmp = host, qmp
+        self._writable = writable
+        self.path = Path(f"/proc/{pid}/root/sys/disk")
+        self.socket = Path(f"/proc/{pid}/root/sys/nbd")
+        for number, file in enumerate(files):
+            self._open(number, file, number - 1 if number else None, writable and number == len(files) - 1)
+        self._top, self._file = len(files) - 1, files[-1]
+        export: dict[str, Any] = {"id": _EXPORT, "node-name": f"layer{self._top}", "writable": writable}
+        if nbd:
+            qmp.execute("nbd-server-start", addr={"type": "unix", "data": {"path": "/sys/nbd"}})
+            qmp.execute("block-export-add", type="nbd", name="disk", **export)
+        else:
+            try:
+                export["allow-other"] = "off"
+                qmp.execute("block-export-add", type="fuse", mountpoint="/sys/disk", **export)
+            except ToolFailed as error:
+                raise BuildError(
+                    f"cannot show a disk as a file through FUSE: {error.message}",
+                    hint="is /dev/fuse there (modprobe fuse), and may you open it?",
+                ) from error
+
+    def _open(self, number: int, file: Path, backing: int | None, writable: bool) -> None:
+        try:
+            self._qmp.execute("blockdev-add", **node(number, file, backing=backing, writable=writable))
+        except ToolFailed as error:
+            raise BuildError(
+                f"cannot open the disk layer {file}: {error.message}",
+                hint="it may be damaged: see 'qemu-img check', and 'imagesmith cache verify'",
+            ) from error
+
+    def flush(self) -> None:
+        """Bring all that was written so far to the disk: the layer's file is complete after this.
+
+        The caller has flushed (or unmounted) the guest's file systems before.
+        """
+        # There is no command to flush; opening a node anew with the options that it has begins with a flush.
+        options = node(self._top, self._file, backing=self._top - 1 if self._top else None, writable=self._writable)
+        self._qmp.execute("blockdev-reopen", within=_FLUSH_SECONDS, options=[options])
+        flush_file(self._file)
+
+    def advance(self, into: Path) -> None:
+        """Close the layer at work, and open ``into`` (the name of a qcow2 to be made) on top of it, live.
+
+        What is mounted may stay so where its file systems are flushed and nothing writes. Raises BuildError.
+        """
+        make_overlay(self._file, into, self._host)
+        self._open(self._top + 1, into, None, True)
+        self._qmp.execute("blockdev-snapshot", within=_FLUSH_SECONDS,
+                          node=f"layer{self._top}", overlay=f"layer{self._top + 1}")  # fmt: skip
+        flush_file(self._file)
+        self._top, self._file = self._top + 1, into
+
+
+@contextmanager
+def attached(files: Sequence[Path], host: Host, *, writable: bool, nbd: bool = False) -> Iterator[Attached]:
+    """Open a chain of qcow2 files, the oldest first, as one disk; only the newest is written to, if any.
+
+    Everything is flushed and gone when the block ends. Works for users who are not root where the kernel lets them have
+    user namespaces and, without ``nbd``, FUSE. Raises BuildError, Refused, MissingTool.
+    """
+    for file in files:
+        read_header(file)
+    host.require("qemu-storage-daemon", "open a disk")
+    ours, theirs = socket_pair()
+    with tempfile.TemporaryFile() as said:
+        with (
+            ours, theirs,
+            host.start(daemon_arguments(theirs.fileno(), root=os.geteuid() == 0), purpose="open a disk",
+                       pass_fds=[theirs.fileno()], stderr=said) as daemon,
+        ):  # fmt: skip
+            theirs.close()
+            try:
+                qmp = Qmp(ours, name="the storage daemon", alive=lambda: daemon.poll() is None)
+            except ToolFailed as error:
+                said.seek(0)
+                tail = said.read().decode("utf-8", "replace").strip()
+                raise BuildError(f"the storage daemon does not start: {tail or error.message}", hint=(
+                    "it needs namespaces of its own (see unshare(1)): is this a container without that right, or does "
+                    "the kernel refuse user namespaces to users?")) from error  # fmt: skip
+            with qmp:
+                disk = Attached(host, qmp, daemon.pid, files, writable=writable, nbd=nbd)
+                yield disk
+                qmp.execute("block-export-del", within=_FLUSH_SECONDS, id=_EXPORT, mode="hard")
+                qmp.execute("quit", within=_FLUSH_SECONDS)
+            daemon.wait()
+        if writable:
+            flush_file(disk._file)
+
+
+@contextmanager
+def exported(path: Path, host: Host, *, writable: bool) -> Iterator[Path]:
+    """Show one qcow2 file, with all that it stands on, as a raw file for as long as the block lasts.
+
+    Only ``path`` itself is written to, if ``writable``. Root is not needed where the kernel lets users have FUSE and
+    user namespaces. Raises as ``attached``.
+    """
+    with attached(chain_of(path), host, writable=writable) as disk:
+        yield disk.path
+
