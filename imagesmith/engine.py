@@ -37,8 +37,8 @@ class Workbench(Protocol):
         """The driver of that name for trees or disks."""
         ...
 
-    def make_base(self, node: Node, into: Path, log: Log) -> None:
-        """Make the base's layer in the empty folder ``into``."""
+    def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
+        """Make the base's layer in the empty folder ``into``; return what is worth noting of it (downloads)."""
         ...
 
     def assemble(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:
@@ -129,7 +129,7 @@ class Engine:
 
     def _run_single(self, node: Node, work: _Work, outcome: Outcome) -> None:
         if node.verb == "base":
-            self._bench.make_base(self._revealed(node), work.slot.folder, work.log)
+            work.facts.update(self._bench.make_base(self._revealed(node), work.slot.folder, work.log))
         else:
             assert node.below is not None
             self._bench.assemble(node, self._folders(outcome.layers[node.below.name]), work.slot.folder, work.log)
