@@ -7,6 +7,7 @@ prctl(2), PR_SET_PDEATHSIG). ``Host.cancel`` ends whatever is running, from any 
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import shlex
 import shutil
@@ -157,8 +158,8 @@ class Host:
         tail: deque[str] = deque(maxlen=40)
 
         def pump(stream: IO[bytes]) -> None:
-            for raw in stream:
-                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+            for text in io.TextIOWrapper(stream, "utf-8", "replace"):  # a lone \r (progress) ends a line, too
+                line = text.rstrip("\n")
                 tail.append(line)
                 log(line)
 

@@ -1,0 +1,44 @@
+"""The streamOptimized VMDK that appliances carry.
+
+Source: VMware, Virtual Disk Format 5.0, "Hosted Sparse Extent Header" and "The Disk DescriptorFile".
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from imagesmith.errors import BuildError
+from imagesmith.host import Host
+from imagesmith.interfaces import Disk, Log
+from imagesmith.outputs._common import convert, identifier
+
+_SECTOR = 512
+_HEADER = struct.Struct("<4sIIQQQQ")
+"""magicNumber, version, flags, capacity, grainSize, descriptorOffset, descriptorSize (the last four in sectors)."""
+
+
+def write_vmdk(disk: Disk, target: Path, seed: str, host: Host, log: Log, *, adapter: str) -> None:
+    """Write the disk as a streamOptimized VMDK that names itself the same way every time.
+
+    ``adapter`` is ``ide`` or ``lsilogic``: what the descriptor says the disk was made for.
+    """
+    options = {"subformat": "streamOptimized", "adapter_type": adapter}
+    convert(disk, target, "vmdk", host, log, options=options)
+    with target.open("r+b") as stream:
+        magic, _, _, _, _, offset, size = _HEADER.unpack(stream.read(_HEADER.size))
+        if magic != b"KDMV" or not offset or not size:
+            raise BuildError(f"qemu-img wrote no VMDK with an embedded descriptor to {target.name}")
+        stream.seek(offset * _SECTOR)
+        text = settle(stream.read(size * _SECTOR).rstrip(b"\0").decode("ascii", "replace"), seed)
+        stream.seek(offset * _SECTOR)
+        stream.write(text.encode("ascii", "replace").ljust(size * _SECTOR, b"\0"))
+
+
+def settle(descriptor: str, seed: str) -> str:
+    """Replace qemu-img's random content id, and add the image's UUID, without which VirtualBox refuses the disk."""
+    name = identifier(seed, "vmdk")
+    content_id = name.int % 0xFFFFFFFE  # ffffffff means "no parent", fffffffe "not written yet"
+    text = re.sub(r"(?m)^CID=[0-9a-f]+$", f"CID={content_id:08x}", descriptor, count=1)
+    return text.rstrip("\n") + f'\nddb.uuid.image = "{name}"\n'
