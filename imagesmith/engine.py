@@ -282,7 +282,7 @@ class Engine:
         below = outcome.layers[node.below.name] if node.below else None
         parent = below if below is not None and below.gives == node.gives else None
         waiting = lambda: self._emit("note", node, text="another build is making it; waiting")  # noqa: E731
-        with use.making(node.key, gives=node.gives, name=_full_name(node), parent=parent, waiting=waiting,
+        with use.making(node.key, gives=node.gives, name=node.full_name, parent=parent, waiting=waiting,
                         fresh=node.name in again) as slot:  # fmt: skip
             if slot.layer is not None:
                 outcome.layers[node.name] = slot.layer
@@ -357,10 +357,6 @@ class _Work:
     slot: Slot
     log: Log
     facts: dict[str, object] = field(default_factory=dict)
-
-
-def _full_name(node: Node) -> str:
-    return node.name if ": " in node.name.split(" ")[0] else f"{node.recipe.name}: {node.name}"
 
 
 def _with_followers(plan: Plan, fresh: Collection[str]) -> set[str]:

@@ -33,7 +33,8 @@ def junit(recipe: str, results: Sequence[Mapping[str, Any]]) -> bytes:
                 seen = _text(case["seen"])
                 ET.SubElement(node, "failure", message=seen.splitlines()[0] if seen else "failed").text = seen
     ET.indent(top)
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(top, encoding="utf-8") + b"\n"
+    body: bytes = ET.tostring(top, encoding="utf-8")
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + body + b"\n"
 
 
 def _text(value: object) -> str:

@@ -53,6 +53,11 @@ class Node:
     disk_size: int = 0
 
     @property
+    def full_name(self) -> str:
+        """Its name with the recipe's before it: what its layer is called in the store."""
+        return self.name if self.name.startswith(f"{self.recipe.name}: ") else f"{self.recipe.name}: {self.name}"
+
+    @property
     def chain(self) -> list[Node]:
         """This node and all below it, the lowest first."""
         found: list[Node] = []

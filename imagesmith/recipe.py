@@ -123,6 +123,20 @@ def load(path: Path, overrides: Overrides | None = None) -> Recipe:
     return recipe
 
 
+def of_image(path: Path) -> Recipe:
+    """A recipe that takes an image as it is and asks only whether it boots. Raises RecipeError."""
+    if not path.is_file():
+        raise RecipeError([Complaint(path, 1, 1, "", "no such image")])
+    place = Complaint(path, 1, 1, "", "")
+    name = "".join(c if c.isalnum() else "-" for c in path.stem.lower()).strip("-") or "image"
+    base = known("bases")["disk"].model_validate({"path": path.name}, context={"folder": path.parent})
+    check = Entry(cast(Check, known("checks")["boot"]()), Common(), place)
+    return Recipe(
+        path=path, name=name, version="0", description="", arch="x86_64", variables={}, secrets={}, machine=Machine(),
+        base=cast(Base, base), base_place=place, steps=(), checks=(check,), outputs=(),
+    )  # fmt: skip
+
+
 class _Loader:
     def __init__(self, found: Document, overrides: Overrides) -> None:
         self._document = found

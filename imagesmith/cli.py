@@ -1,0 +1,389 @@
+"""The command: it alone prints results, chooses exit codes, and puts the parts together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from imagesmith.errors import Complaint, ImagesmithError, Interrupted, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from imagesmith.plan import Facts, Plan
+    from imagesmith.recipe import Overrides, Recipe
+    from imagesmith.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Build tested machine images from recipes: one recipe in, every format out; a rebuild costs what changed.",
+    epilog="Exit codes: 0 done; 1 the build, a check or a tool failed; 2 the recipe or the command line is wrong; "
+           "130 interrupted.",
+)  # fmt: skip
+cache_app = typer.Typer(no_args_is_help=True, help="Look after the store of layers.")
+app.add_typer(cache_app, name="cache")
+
+Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RECIPE...", show_default=False)]
+Vars = Annotated[list[str], typer.Option("--var", help="Set a variable: NAME=VALUE. Beats --var-file.")]
+VarFiles = Annotated[list[Path], typer.Option("--var-file", help="A YAML file of variables.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the images go: DIR/<recipe's name>/.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="How many outputs and checks at once (0: one a core).")]
+LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text or json.")]
+
+
+def main() -> NoReturn:
+    """Run the command."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except ImagesmithError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("imagesmith: interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own complaints
+            context = getattr(error, "ctx", None)
+            if context is not None and error.format_message():
+                print(context.get_usage(), file=sys.stderr)
+            print(f"imagesmith: {error.format_message()}", file=sys.stderr)
+            sys.exit(int(error.exit_code))
+        raise
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(error: ImagesmithError) -> None:
+    where = f"{error.node}: " if error.node else ""
+    print(f"imagesmith: {where}{error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+
+
+def _usage(message: str) -> RecipeError:
+    return RecipeError((), message)
+
+
+# -- putting the parts together --------------------------------------------------------------------------------
+
+
+def _overrides(var: Sequence[str], var_file: Sequence[Path]) -> Overrides:
+    from imagesmith.recipe import Overrides
+
+    given = {}
+    for item in var:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise _usage(f"--var {item}: write NAME=VALUE")
+        given[name] = value
+    return Overrides(files=tuple(var_file), given=given)
+
+
+def _loader(overrides: Overrides) -> Callable[[Path], Recipe]:
+    """Read recipes; the variables given from outside are for the one that is named, not for its bases."""
+    from imagesmith import recipe
+
+    return lambda path: recipe.load(path, recipe.Overrides(environment=overrides.environment))
+
+
+def _facts() -> Facts:
+    from imagesmith.plan import DEFAULT_EPOCH, Facts
+
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch and not epoch.isdigit():
+        raise _usage(f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
+    return Facts(root=os.geteuid() == 0, epoch=int(epoch) if epoch else DEFAULT_EPOCH)
+
+
+def _plan(path: Path, overrides: Overrides, *, only: Sequence[str] = (), checks: bool = True,
+          outputs: bool = True) -> Plan:  # fmt: skip
+    from imagesmith import recipe
+    from imagesmith.plan import make_plan
+
+    return make_plan(
+        recipe.load(path, overrides), _facts(), _loader(overrides), only=only, checks=checks, outputs=outputs
+    )
+
+
+def _store() -> Store:
+    from imagesmith.workbench import open_store
+
+    return open_store()
+
+
+def _fresh(plan: Plan, no_cache: bool, from_step: str) -> list[str]:
+    """The nodes that run again at the user's word."""
+    if no_cache:
+        return [node.name for node in plan.nodes]
+    if not from_step:
+        return []
+    names = [node.name for node in plan.spine]
+    found = [name for name in names if from_step in (name, name.split(" ")[0], name.partition(" ")[2])]
+    if not found:
+        raise _usage(f"--from {from_step}: the plan has no such step{nearest(from_step, names)}")
+    return found[:1]
+
+
+def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
+           publish_it: bool = True, listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
+    from imagesmith import secrets
+    from imagesmith.engine import Engine
+    from imagesmith.events import Event
+    from imagesmith.host import Host
+    from imagesmith.kinds import secrets_in
+    from imagesmith.publish import publish, table
+    from imagesmith.view import duration, shown
+    from imagesmith.workbench import Bench
+
+    recipe, host = plan.recipe, Host()
+    names = secrets_in([node.kind for node in plan.nodes]) | secrets_in([entry.kind for entry in recipe.checks])
+    values = secrets.resolve(recipe, host, names)
+    target = output / recipe.name
+    with shown(log_format, verbose=verbose) as tell:
+
+        def hear(event: Event) -> None:
+            if listen is not None and event.event == "check":
+                listen(dict(event.data))
+            tell(event)
+
+        hear(Event("plan", recipe.name, data={"nodes": [node.name for node in plan.nodes]}))
+        store = _store()
+        try:
+            with store.using(cancelled=lambda: host.cancelled) as use:
+                bench = Bench(store, host, note=lambda text: hear(Event("note", recipe.name, data={"text": text})))
+                engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
+                                secrets=values, failed=target / "failed")  # fmt: skip
+                outcome = engine.run(plan, use, fresh=fresh)
+                changed = publish(plan, outcome, target, host) if publish_it else bool(outcome.ran)
+        except KeyboardInterrupt:
+            host.cancel()
+            raise Interrupted("interrupted; what was finished is kept") from None
+        data = {"ran": len(outcome.ran), "folder": str(target) if publish_it else "", "changed": changed}
+        hear(Event("summary", recipe.name, seconds=outcome.seconds, data=data))
+    if publish_it and plan.outputs:
+        _table(table(plan, outcome, target))
+    state = f"built in {duration(outcome.seconds)}" if outcome.ran or changed else "up to date"
+    print(f"{recipe.name}: {state}" + (f", in {target}" if publish_it else ""))
+
+
+def _table(rows: Sequence[tuple[Path, int, str, str, float]]) -> None:
+    from imagesmith.view import duration
+
+    cells = [("artifact", "size", "sha256", "proven by", "made in")]
+    for path, size, sha256, proof, seconds in rows:
+        cells.append((str(path), f"{size / 2**20:,.1f} MiB", sha256[:16] + "…", proof, duration(seconds)))
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+# -- the commands ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:  # noqa: B006
+    """Tell everything that is wrong with recipes, without building: FILE:LINE:COLUMN: MESSAGE."""
+    overrides, complaints = _overrides(var, var_file), list[Complaint]()
+    for path in recipes:
+        try:
+            _plan(path, overrides)
+            print(f"{path}: fine")
+        except RecipeError as error:
+            complaints += error.complaints
+    if complaints:
+        for complaint in complaints:
+            print(complaint)
+        raise RecipeError((), f"{len(complaints)} complaint{'s' if len(complaints) > 1 else ''}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Only these outputs.")] = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Show the nodes: for each whether it is there or will run, why, and how its step reaches the guest."""
+    from imagesmith.why import reasons
+
+    planned = _plan(recipe, _overrides(var, var_file), only=only)
+    for node, there, why in reasons(planned, _store()):
+        via = f"  [{node.driver}: {node.why_driver}]" if node.driver else ""
+        print(f"{'there' if there else 'run  '}  {node.name}{via}" + (f"  ({why})" if why else ""))
+
+
+@app.command()
+def build(
+    recipes: Recipes,
+    output: Output = Path("output"),
+    only: Annotated[list[str], typer.Option(help="Make only this output; may be given several times.")] = [],  # noqa: B006
+    var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every node again.")] = False,
+    from_step: Annotated[str, typer.Option("--from", help="Run again from this step: its number or name.")] = "",
+    jobs: Jobs = 0,
+    no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not boot and check the image.")] = False,
+    log_format: LogFormat = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
+) -> None:  # fmt: skip
+    """Build recipes. Only what changed, and what follows it, is done again."""
+    if log_format not in ("text", "json"):
+        raise _usage(f"--log-format {log_format}: must be text or json{nearest(log_format, ('text', 'json'))}")
+    overrides = _overrides(var, var_file)
+    plans, complaints = [], list[Complaint]()
+    for path in recipes:
+        try:
+            plans.append(_plan(path, overrides, only=only, checks=not no_checks))
+        except RecipeError as error:
+            complaints += error.complaints
+    if complaints:
+        raise RecipeError(complaints)
+    for planned in plans:
+        _build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
+               fresh=_fresh(planned, no_cache, from_step))  # fmt: skip
+
+
+@app.command("test")
+def check_image(
+    target: Annotated[Path, typer.Argument(help="A recipe, or an image in any format that qemu-img reads.",
+                                           metavar="RECIPE|IMAGE")],
+    var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+    junit: Annotated[Path | None, typer.Option(help="Write the results to this file as JUnit XML.")] = None,
+    log_format: LogFormat = "text",
+) -> None:  # fmt: skip
+    """Run the checks alone: on a booted throw-away copy of the image; what a recipe lacks is built first."""
+    from imagesmith import junit as report
+    from imagesmith.plan import make_plan
+    from imagesmith.recipe import of_image
+
+    if target.suffix in (".yaml", ".yml"):
+        planned = _plan(target, _overrides(var, var_file), outputs=False)
+        if not planned.checks:
+            raise _usage(f"{target} has no checks")
+    else:
+        planned = make_plan(of_image(target), _facts(), _loader(_overrides([], [])), outputs=False)
+    results: list[dict[str, object]] = []
+    try:
+        _build(planned, output=Path("output"), jobs=1, log_format=log_format, verbose=False, publish_it=False,
+               fresh=[node.name for node in planned.checks], listen=results.append)  # fmt: skip
+    finally:
+        if junit is not None:
+            junit.write_bytes(report.junit(planned.recipe.name, results))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
+    """Tell what this host can do, what it lacks, and the command that mends it."""
+    from imagesmith.workbench import examine
+
+    findings = examine()
+    if as_json:
+        plain = [{"name": f.name, "ok": f.ok, "detail": f.detail, "mend": f.mend} for f in findings]
+        print(json.dumps(plain, indent=2))
+    else:
+        for finding in findings:
+            mark = {True: "ok     ", False: "MISSING", None: "note   "}[finding.ok]
+            print(f"{mark}  {finding.name}: {finding.detail}" + (f"\n         mend: {finding.mend}" if finding.mend
+                                                                 else ""))  # fmt: skip
+    return 0 if all(finding.ok is not False for finding in findings) else 1
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from imagesmith import reference
+
+    print(json.dumps(reference.schema(), indent=2))
+
+
+@app.command()
+def kinds(
+    name: Annotated[str, typer.Argument(help="A kind; without it, all are listed.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole reference.", hidden=True)] = False,
+) -> None:
+    """Show the reference of every base, step, check and output."""
+    from imagesmith import reference
+    from imagesmith.kinds import FAMILIES, known
+
+    if markdown:
+        print(reference.whole(), end="")
+        return
+    if not name:
+        print(reference.overview())
+        return
+    found = [(family, known(family)[name]) for family in FAMILIES if name in known(family)]
+    if not found:
+        every = [kind for family in FAMILIES for kind in known(family)]
+        raise _usage(f"there is no kind '{name}'{nearest(name, every)}")
+    for family, kind in found:
+        print(f"({family[:-1]})\n{reference.manual(kind)}")
+
+
+@cache_app.command("list")
+def cache_list() -> None:
+    """List the layers: id, what it is, size, age and name."""
+    import time
+
+    from imagesmith.view import duration
+
+    for layer in _store().layers():
+        age = duration(time.time() - layer.made)
+        print(f"{layer.id}  {layer.gives:<6}  {layer.size / 2**20:9.1f} MiB  {age:>14}  {layer.name}")
+
+
+@cache_app.command("size")
+def cache_size() -> None:
+    """Print how much the store takes."""
+    store = _store()
+    print(f"{store.size() / 2**20:.1f} MiB in {len(store.layers())} layers, in {store.root}")
+
+
+@cache_app.command("gc")
+def cache_gc(
+    limit: Annotated[str, typer.Option(help="Remove what was used longest ago until the store is this small.")] = "10G",
+) -> None:
+    """Collect: remove the layers that were used longest ago, never what a build or another layer needs."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from imagesmith.kinds import Size
+
+    try:
+        size: int = TypeAdapter(Size).validate_python(limit)
+    except ValidationError:
+        raise _usage(f"--limit {limit}: write a size such as 512M or 10G") from None
+    removed = _store().collect(size)
+    print(f"removed {len(removed)} layers, {sum(layer.size for layer in removed) / 2**20:.1f} MiB")
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Remove everything that no running build needs."""
+    _store().clear()
+
+
+@cache_app.command("verify")
+def cache_verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged; it is made again when needed.")]
+    = False,
+) -> int:  # fmt: skip
+    """Look for damage: missing files, flipped bits, an index that lags behind."""
+    problems = _store().verify(repair=repair)
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} problems" if problems else "sound")
+    return 1 if problems and not repair else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The JSON Schema of a recipe, and the reference of kinds: both from the kinds' own declarations."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any, get_args
+
+from imagesmith.kinds import FAMILIES, Kind, Options, known
+from imagesmith.recipe import ARCHITECTURES, Common, Machine, StepOptions
+
+
+def _schema_of(model: type[Options]) -> dict[str, Any]:
+    found = model.model_json_schema(by_alias=True)
+    found.pop("title", None)
+    return found
+
+
+def _doc(kind: type[Kind]) -> str:
+    return inspect.getdoc(kind) or ""
+
+
+def _entry(kind: type[Kind], common: type[Common] | None) -> dict[str, Any]:
+    options = _schema_of(kind)
+    options["description"] = _doc(kind)
+    forms: list[dict[str, Any]] = [options]
+    if kind.shorthand:
+        short = options.get("properties", {}).get(_alias(kind, kind.shorthand), {})
+        forms.insert(0, {key: value for key, value in short.items() if key not in ("title", "default")})
+    if not kind.model_json_schema().get("required"):
+        forms.append({"type": "null"})
+    if common is not None and issubclass(common, StepOptions):
+        forms.append({"const": False, "description": "Leave it out."})
+    value = {"description": _doc(kind), **({"anyOf": forms} if len(forms) > 1 else forms[0])}
+    properties: dict[str, Any] = {}
+    if common is not None:
+        properties = _schema_of(common)["properties"]
+        for name in properties:
+            properties[name] = {"description": properties[name].get("description", "")}
+    return {
+        "type": "object", "properties": {**properties, kind.name: value}, "required": [kind.name],
+        "additionalProperties": False, "description": _doc(kind).split("\n")[0],
+    }  # fmt: skip
+
+
+def _alias(kind: type[Kind], option: str) -> str:
+    field = kind.model_fields.get(option)
+    return (field.alias if field is not None else None) or option
+
+
+def _list_of(family: str, common: type[Common]) -> dict[str, Any]:
+    kinds = known(family)
+    names = {"enum": list(kinds), "description": "; ".join(f"{n}: {_doc(k).splitlines()[0]}" for n, k in kinds.items())}
+    return {"type": "array", "items": {"anyOf": [names, *(_entry(kind, common) for kind in kinds.values())]}}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a recipe."""
+    text: dict[str, Any] = {"type": ["string", "number"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "imagesmith recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["base"],
+        "properties": {
+            "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "description": "Names files and labels."},
+            "version": {**text, "description": "Free text; box versions want digits and dots."},
+            "description": {"type": "string"},
+            "arch": {"enum": list(ARCHITECTURES)},
+            "variables": {"type": "object", "description": "Defaults; {secret: {env|file|command: …}} for secrets."},
+            "machine": {**_schema_of(Machine), "description": inspect.getdoc(Machine)},
+            "base": {"oneOf": [_entry(kind, None) for kind in known("bases").values()]},
+            "steps": _list_of("steps", StepOptions),
+            "checks": _list_of("checks", Common),
+            "outputs": _list_of("outputs", Common),
+        },
+    }
+
+
+def overview() -> str:
+    """Every kind with its first line, by family."""
+    lines = []
+    for family in FAMILIES:
+        lines.append(f"{family}:")
+        for name, kind in known(family).items():
+            lines.append(f"  {name:<14} {_doc(kind).splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def manual(kind: type[Kind], *, level: int = 2) -> str:
+    """A kind's manual page, in Markdown: its docstring and a table of its options."""
+    lines = [f"{'#' * level} {kind.name}", "", _doc(kind), ""]
+    if kind.model_fields:
+        lines += ["| option | value | default | meaning |", "|---|---|---|---|"]
+    for name, field in kind.model_fields.items():
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        short = " (a bare value stands for it)" if kind.shorthand in {name, field.alias} else ""
+        meaning = (field.description or "") + short
+        lines.append(f"| `{field.alias or name}` | {_type(field.annotation)} | {default} | {meaning} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def whole() -> str:
+    """The reference of all kinds, in Markdown."""
+    parts = ["# Kinds\n\nMade by `imagesmith kinds --markdown` from the kinds' own declarations.\n"]
+    for family in FAMILIES:
+        parts.append(f"## {family.capitalize()}\n")
+        parts += [manual(kind, level=3) for kind in known(family).values()]
+    return "\n".join(parts)
+
+
+def _default(value: object) -> str:
+    if value in ((), None, "", {}):
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _type(annotation: object) -> str:
+    if annotation is type(None):
+        return "nothing"
+    if isinstance(annotation, types.UnionType):
+        return " or ".join(_type(part) for part in get_args(annotation) if part is not type(None))
+    names = {"str": "text", "int": "number", "float": "number", "bool": "true or false", "Path": "file",
+             "tuple": "list", "Mapping": "mapping", "dict": "mapping"}  # fmt: skip
+    if get_args(annotation) and getattr(annotation, "__origin__", None) is None:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    origin = getattr(annotation, "__origin__", annotation)
+    if str(origin).endswith("Literal"):
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if str(origin).endswith("Union"):
+        return " or ".join(_type(part) for part in get_args(annotation) if part is not type(None))
+    name = getattr(origin, "__name__", str(origin))
+    return names.get(name, "options")
