@@ -1,0 +1,102 @@
+"""The table of rooms in docs/architecture.md, held against the imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "imagesmith"
+FOUNDATION = {"errors", "host", "archive", "interfaces", "kinds", "content"}
+KINDS = {"bases", "steps", "checks", "outputs"}
+MAY: dict[str, set[str]] = {
+    "errors": set(),
+    "host": {"errors"},
+    "archive": {"errors"},
+    "content": {"errors"},
+    "interfaces": {"host"},
+    "kinds": {"errors", "host", "interfaces"},
+    **{family: FOUNDATION | {family} for family in KINDS},
+    "qmp": {"errors"},
+    "store_index": {"errors", "store_files"},
+    "store_files": {"errors"},
+    "store_care": {"errors", "store_index", "store_files"},
+    "store": {"errors", "store_index", "store_files", "store_care"},
+    "fetch": {"errors", "host"},
+    "tree": {"errors", "host", "interfaces", "tree", "content", "archive"},
+    "disk": {"errors", "host", "interfaces", "disk", "qmp", "content", "archive"},
+    "machine": {"errors", "host", "interfaces", "machine", "disk", "qmp", "content", "archive"},
+    "drivers": {"errors", "host", "interfaces", "drivers", "tree", "disk", "machine", "qmp", "archive", "content"},
+    "probe": {"errors", "host", "machine"},
+    "doctor": {"errors", "host", "machine", "probe", "tree"},
+    "document": {"errors"},
+    "render": {"errors", "kinds"},
+    "recipe": {"errors", "kinds", "document", "render"},
+    "secrets": {"errors", "host", "recipe"},
+    "plan": {"errors", "kinds", "recipe"},
+    "events": set(),
+    "why": {"plan", "store"},
+    "engine": {"errors", "events", "host", "interfaces", "kinds", "plan", "recipe", "store"},
+    "publish": {"errors", "host", "kinds", "plan", "engine", "store"},
+    "reference": {"kinds", "recipe"},
+    "junit": set(),
+    "view": {"events"},
+}
+ONE_PLACE = {  # module from outside -> the only modules of ours that may import it
+    "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch"},
+    "yaml": {"document", "recipe"}, "jinja2": {"render"}, "typer": {"cli"}, "rich": {"view"},
+}  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[tuple[str, bool]]:
+    """Names of imported modules, and whether the import stands at the top of the file."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(name.name, id(node) in top) for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "imagesmith":
+                found |= {(f"imagesmith.{name.name}", id(node) in top) for name in node.names}
+            else:
+                found.add((node.module, id(node) in top))
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    here = room(path)
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] == "imagesmith" and len(parts) > 1 and here not in ("cli", "workbench", "__init__"):
+            if parts[1] == "__version__":
+                continue
+            assert parts[1] == here or parts[1] in MAY[here], f"{here} must not import {name}"
+            if here in KINDS and parts[1] == here and len(parts) > 2:
+                assert parts[2].startswith("_"), f"a kind must not import another: {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_libraries_of_the_outside_are_used_in_one_place(path: Path) -> None:
+    name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for module, at_top in imports(path):
+        outside = module.split(".")[0]
+        if outside in ONE_PLACE:
+            assert name in ONE_PLACE[outside], f"only {ONE_PLACE[outside]} may import {outside}"
+        if outside == "guestfs":
+            assert not at_top, "guestfs is imported when it is needed"
+
+
+def test_core_modules_can_be_read_in_one_sitting() -> None:
+    long = {p.name: n for p in modules() if (n := len(p.read_text().splitlines())) > 450}
+    assert not long
