@@ -1,0 +1,158 @@
+"""A booted throw-away copy of an image: what checks are made on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from imagesmith.disk.attach import make_overlay
+from imagesmith.errors import BuildError, GuestFailed, ImagesmithError, TimedOut
+from imagesmith.host import Host
+from imagesmith.interfaces import Disk, Log, Result
+from imagesmith.machine import firmware as firmwares
+from imagesmith.machine.arguments import Arch, Drive, MachineSpec
+from imagesmith.machine.channel import Channel
+from imagesmith.machine.console import boot_fault
+from imagesmith.machine.inject import Unpack, inject
+from imagesmith.machine.qemu import Machine
+
+_ROUND = 20
+"""Seconds that one question to systemd may wait; between two of them the console is looked at."""
+
+# Waits inside the guest, so that a slow guest starts one shell and not one a second. is-system-running says
+# "initializing" or "starting" until the queue of jobs is empty (systemctl(1)).
+_WAIT = f"""\
+left={_ROUND}
+while [ "$left" -gt 0 ]; do
+    state=$(systemctl is-system-running 2>/dev/null)
+    case $state in
+        running) echo running; exit 0 ;;
+        degraded|maintenance|stopping) break ;;
+    esac
+    left=$((left - 1))
+    sleep 1
+done
+echo "$state"
+case $state in degraded|maintenance|stopping) ;; *) exit 99 ;; esac
+for unit in $(systemctl list-units --failed --plain --no-legend --no-pager | cut -d ' ' -f 1); do
+    echo "$unit: $(systemctl show --property=Result --value "$unit")"
+    journalctl --no-pager --quiet --output=cat --lines=3 --unit="$unit" 2>/dev/null | sed 's/^/    /'
+done
+exit 1
+"""
+_NOT_YET = 99
+
+
+class BootedGuest:
+    """Implements interfaces.Guest."""
+
+    def __init__(self, machine: Machine, firmware: str, keep: Path) -> None:
+        self.firmware = firmware
+        self._machine = machine
+        self._channel = Channel(machine)
+        self._keep = keep
+        self._evidence: Sequence[Path] = ()
+
+    def run(self, script: str, *, timeout: float) -> Result:
+        """Run a shell script as root in the guest. Raises TimedOut, GuestFailed."""
+        return self._channel.ask(script, timeout=timeout)
+
+    def wait_booted(self, timeout: float) -> Result:
+        """Wait until systemd says that start-up is complete.
+
+        ``status`` 0, output ``running``; or 1, and the output's first line is the state (``degraded``), followed by a
+        line for each failed unit and the end of what it logged. Raises TimedOut, GuestFailed.
+        """
+        deadline = time.monotonic() + timeout
+
+        def ready() -> bool | None:
+            self._channel.listen()
+            return self._channel.ready or None
+
+        self._machine.watch(ready, within=timeout, doing="finish starting", fault=boot_fault)
+        while True:
+            result = self._channel.ask(_WAIT, timeout=_ROUND * 3, again=True)
+            if result.status in {0, 1}:
+                return Result(result.status, result.output.strip())
+            self._machine.check(boot_fault)
+            if time.monotonic() >= deadline:
+                raise self._unfinished(timeout, result)
+
+    def forward(self, port: int) -> tuple[str, int]:
+        """Return a host address and port that leads to the guest's TCP ``port``."""
+        return self._machine.forward(port)
+
+    def console(self, lines: int = 25) -> str:
+        """The end of the serial console."""
+        return self._machine.console.tail(lines)
+
+    def keep_evidence(self) -> Sequence[Path]:
+        """Copy the console's log and a picture of the screen into the ``keep`` folder; return the files."""
+        self._keep.mkdir(parents=True, exist_ok=True)
+        found = []
+        log, screen = (self._keep / f"{self.firmware}-{what}" for what in ("console.log", "screen.png"))
+        with suppress(OSError):
+            shutil.copyfile(self._machine.console.log, log)
+            found.append(log)
+        with suppress(OSError, ValueError, ImagesmithError):  # QEMU may be gone, and its screen with it
+            self._machine.screenshot(screen)
+            found.append(screen)
+        self._evidence = found or self._evidence
+        return found
+
+    def _unfinished(self, timeout: float, last: Result) -> TimedOut:
+        jobs = self.run("systemctl list-jobs --no-legend --no-pager --plain | head -n 5", timeout=30)
+        waiting = "; ".join(" ".join(line.split()) for line in jobs.output.splitlines())
+        return TimedOut(
+            f"the guest did not finish starting within {timeout:g} s; systemd says '{last.output.strip()}'"
+            + (f", and its jobs are: {waiting}" if waiting else ""),
+            tail=self.console(),
+        )
+
+
+@contextmanager
+def booted(
+    disk: Disk,
+    *,
+    firmware: Literal["bios", "uefi", "uefi-secure"],
+    arch: Arch,
+    cpus: int,
+    memory: int,
+    host: Host,
+    accelerator: Literal["kvm", "tcg"],
+    log: Log,
+    keep: Path,
+    scratch: Path | None = None,
+    unpack: Unpack | None = None,
+) -> Iterator[BootedGuest]:
+    """Boot a throw-away copy of ``disk``; it is gone when the block ends.
+
+    ``memory`` is in bytes. ``keep`` takes the console's log and a screenshot when the block ends with a BuildError (and
+    a GuestFailed names them as its ``artifacts``). ``scratch`` is where the copy is made, by default the system's
+    folder for temporary files. ``unpack`` puts a tar into images that debugfs cannot write (inject.py).
+    Raises BuildError, MissingTool, GuestFailed, Interrupted.
+    """
+    with tempfile.TemporaryDirectory(prefix="imagesmith-", dir=scratch) as name:
+        folder = Path(name)
+        overlay = folder / "disk.qcow2"
+        make_overlay(disk.path, overlay, host)
+        inject(overlay, host, otherwise=unpack)
+        spec = MachineSpec(
+            arch=arch, accelerator=accelerator, cpus=cpus, memory=memory, reboots=True,
+            firmware=firmwares.prepare(firmware, arch, folder), drives=(Drive(overlay),),
+        )  # fmt: skip
+        log(f"booting a copy: {firmware}, {accelerator}, {cpus} CPUs, {memory >> 20} MiB")
+        with Machine(host, spec, folder, purpose="boot the image") as machine:
+            guest = BootedGuest(machine, firmware, keep)
+            try:
+                yield guest
+            except BuildError as error:
+                evidence = guest.keep_evidence()
+                if isinstance(error, GuestFailed):
+                    error.artifacts = (*error.artifacts, *evidence)
+                raise
