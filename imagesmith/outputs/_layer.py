@@ -63,9 +63,9 @@ def copy_layer(source: BinaryIO, out: tarfile.TarFile, epoch: int) -> int:
     """
     total = 0
     with tarfile.open(fileobj=source, mode="r|", bufsize=1 << 18) as tar:
-        for member in tar:
-            tar.members.clear()  # else every member ever seen is kept
-            out.members.clear()
+        while (member := tar.next()) is not None:
+            for side in (tar, out):  # else every member ever seen is kept
+                side.members.clear()  # type: ignore[attr-defined]
             name = member.name.strip("/")
             if name in ("", ".") or name in _DROPPED:
                 continue
@@ -82,7 +82,7 @@ def copy_layer(source: BinaryIO, out: tarfile.TarFile, epoch: int) -> int:
                 key: value for key, value in member.pax_headers.items() if key.startswith("SCHILY.xattr.")
             }
             if member.issparse():
-                member.type, member.sparse = tarfile.REGTYPE, None  # type: ignore[attr-defined]
+                member.type, member.sparse = tarfile.REGTYPE, None
             out.addfile(member, content)
             total += member.size
     return total

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, cast
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -70,7 +70,8 @@ class Oci(FilesOutput, name="oci", version=1):
                 compressed, plain = _Digest(out), _Digest()
                 with packed(files) as source, GzipWriter(compressed.write) as gzip:
                     plain.out = gzip
-                    with tarfile.open(fileobj=plain, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as tar:
+                    sink = cast(BinaryIO, plain)  # of which tarfile uses write alone
+                    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as tar:
                         size = copy_layer(source, tar, maker.epoch)
             log(f"{name}: {size // MIB} MiB in one layer, {compressed.size // MIB} MiB compressed")
             documents = self._documents(maker, plain.name, compressed.name, compressed.size)
@@ -82,8 +83,8 @@ class Oci(FilesOutput, name="oci", version=1):
 
     def config(self, maker: Maker) -> dict[str, object]:
         """Return the container's own configuration (config.md, "config")."""
-        labels = {f"org.opencontainers.image.{key}": value for key, value in (
-            ("title", maker.name), ("version", maker.version), ("description", maker.description)) if value}  # fmt: skip
+        about = {"title": maker.name, "version": maker.version, "description": maker.description}
+        labels = {f"org.opencontainers.image.{key}": value for key, value in about.items() if value}
         found = {
             "Entrypoint": list(self.entrypoint),
             "Cmd": list(self.cmd) if self.cmd or self.entrypoint else ["/bin/sh"],
@@ -96,7 +97,7 @@ class Oci(FilesOutput, name="oci", version=1):
         return {key: value for key, value in found.items() if value}
 
     def _documents(self, maker: Maker, diff_id: str, blob: str, size: int) -> dict[str, bytes]:
-        """Return the archive's small files: the OCI layout, and Docker's manifest.json that points at the same blobs."""
+        """Return the small files: the OCI layout, and Docker's manifest.json that points at the same blobs."""
         created = datetime.fromtimestamp(maker.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         config = _json({
             "created": created,
