@@ -66,9 +66,10 @@ def core_image(target: str, config: str, into: Path, host: Host, *, epoch: int) 
     memdisk = into.with_name(into.name + ".memdisk")
     try:
         with memdisk.open("wb") as out, Archive(out, epoch=epoch, ustar=True) as archive:
-            archive.data("grub.cfg", config.encode())
+            archive.data("grub/grub.cfg", config.encode())
         modules = [*(m for m in _MODULES if m not in _WITHOUT.get(target, ())), *_PLATFORM[target]]
-        host.run([tool, "-O", target, "-d", folder, "-o", into, "-m", memdisk, "-p", "(memdisk)", *modules],
+        # A prefix without a folder would make GRUB for UEFI put its own program's folder there.
+        host.run([tool, "-O", target, "-d", folder, "-o", into, "-m", memdisk, "-p", "(memdisk)/grub", *modules],
                  purpose="make a disk bootable", env=clock(epoch))  # fmt: skip
     finally:
         memdisk.unlink(missing_ok=True)
