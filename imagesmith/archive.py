@@ -92,6 +92,20 @@ def archive_of(build: Callable[[Archive], None], *, epoch: int) -> BinaryIO:
     return out
 
 
+def contents(archive: BinaryIO) -> tuple[dict[str, tuple[bytes, int]], dict[str, str]]:
+    """The files (absolute path: bytes and mode) and symbolic links (path: target) of a small tar of our own."""
+    files: dict[str, tuple[bytes, int]] = {}
+    links: dict[str, str] = {}
+    with tarfile.open(fileobj=archive, mode="r:") as tar:
+        for member in tar:
+            stream = tar.extractfile(member) if member.isfile() else None
+            if stream is not None:
+                files["/" + member.name] = stream.read(), member.mode
+            elif member.issym():
+                links["/" + member.name] = member.linkname
+    return files, links
+
+
 def owner_ids(owner: str, passwd: bytes, group: bytes) -> tuple[int, int]:
     """Turn ``user``, ``user:group``, or numbers, into the ids that a guest's own passwd and group files give them.
 

@@ -163,7 +163,8 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
         store = _store()
         try:
             with store.using(cancelled=lambda: host.cancelled) as use:
-                bench = Bench(store, host, note=lambda text: hear(Event("note", recipe.name, data={"text": text})))
+                bench = Bench(store, host, epoch=plan.facts.epoch,
+                              note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
                 engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
                                 secrets=values, failed=target / "failed")  # fmt: skip
                 outcome = engine.run(plan, use, fresh=fresh)

@@ -146,7 +146,6 @@ class Workshop(Protocol):
     arch: str
     epoch: int
     seed: str
-    hostname: str
 
     def tree(self, directory: Path) -> AbstractContextManager[Root]:
         """Open a directory as a root file system, in a namespace where the caller is root."""

@@ -1,0 +1,175 @@
+"""Puts the parts together for this host: what the engine works with, the store, and what doctor looks at."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from imagesmith.errors import BuildError
+from imagesmith.host import Host
+from imagesmith.interfaces import Disk, Driver, Files, Guest, Log, Root
+from imagesmith.kinds import Base
+from imagesmith.store import Store
+
+if TYPE_CHECKING:
+    from imagesmith.doctor import Finding
+    from imagesmith.plan import Node
+    from imagesmith.probe import Accelerator
+
+
+def open_store() -> Store:
+    """Open this user's store."""
+    if os.geteuid() == 0:
+        return Store(Store.default_root())
+    from imagesmith import tree
+
+    host = Host()  # a host of its own: what is half made is removed after Ctrl-C, too
+    return Store(Store.default_root(), remove=lambda path: tree.remove(host, path),
+                 measure=lambda path: tree.measure(host, path))  # fmt: skip
+
+
+def examine() -> list[Finding]:
+    """What this host can do and what it lacks."""
+    from imagesmith import doctor
+
+    return doctor.examine(Host(), Store.default_root())
+
+
+class Bench:
+    """Implements engine.Workbench with the real parts; each is imported when it is first needed."""
+
+    def __init__(self, store: Store, host: Host, *, epoch: int, note: Log) -> None:
+        self._store, self._host, self._epoch, self._note = store, host, epoch, note
+
+    @cached_property
+    def _accelerator(self) -> Accelerator:
+        from imagesmith import probe
+
+        return probe.accelerator(self._host, self._store.root, self._note)
+
+    def _driver(self, name: str, gives: str) -> Driver:
+        from imagesmith.drivers.guestfs import Guestfs
+        from imagesmith.drivers.native_disk import NativeDisk
+        from imagesmith.drivers.native_tree import NativeTree
+
+        made: dict[tuple[str, str], Callable[[], Driver]] = {
+            ("native", "tree"): lambda: NativeTree(self._host),
+            ("native", "disk"): lambda: NativeDisk(self._host),
+            ("guestfs", "disk"): lambda: Guestfs(self._host, accelerator=self._accelerator.name),
+        }
+        return made[name, gives]()
+
+    def driver(self, name: str, gives: str) -> Driver:
+        """See engine.Workbench."""
+        return self._driver(name, gives)
+
+    def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
+        """See engine.Workbench."""
+        base = cast(Base, node.kind)
+        shop = Shop(self._store, self._host, node, log, epoch=self._epoch)
+        if base.gives == "tree":
+            (into / "upper").mkdir()
+            base.make(into / "upper", shop)
+        else:
+            base.make(into / "disk.qcow2", shop)
+        return {"downloads": shop.downloads} if shop.downloads else {}
+
+    def assemble(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:
+        """See engine.Workbench."""
+        from imagesmith import tree
+        from imagesmith.disk.assemble import DiskSpec, assemble
+
+        spec = DiskSpec(size=node.disk_size, arch=node.recipe.arch, seed=node.key, epoch=self._epoch)
+        mount = tree.OverlayMount(tuple(str(folder / "upper") for folder in below))
+        with tree.open_root(self._host, mount, epoch=self._epoch, log=log) as root:
+            assemble(root, into / "disk.qcow2", spec, self._host, log)
+
+    def disk(self, folder: Path) -> Disk:
+        """See engine.Workbench."""
+        from imagesmith.disk.attach import read_header
+
+        path = folder / "disk.qcow2"
+        return Disk(path, read_header(path).virtual_size)
+
+    @contextmanager
+    def files(self, node: Node, below: Sequence[Path], log: Log) -> Iterator[Files]:
+        """See engine.Workbench."""
+        assert node.below is not None
+        if node.below.gives == "tree":
+            from imagesmith import tree
+
+            mount = tree.OverlayMount(tuple(str(folder / "upper") for folder in below))
+            with tree.open_root(self._host, mount, epoch=self._epoch, log=log) as root:
+                yield root
+        else:
+            from imagesmith.drivers.guestfs import open_files
+
+            disk = self.disk(below[-1])
+            with open_files(disk, self._host, accelerator=self._accelerator.name) as found:
+                yield found
+
+    def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:
+        """See engine.Workbench."""
+        from imagesmith.archive import contents
+        from imagesmith.drivers.guestfs import inject
+        from imagesmith.machine.guest import booted
+
+        def unpack(overlay: Path, archive: BinaryIO) -> None:
+            log("debugfs cannot write this disk's root file system; starting the libguestfs appliance")
+            files, links = contents(archive)
+            inject(overlay, files, links, self._host, accelerator=self._accelerator.name)
+
+        machine = node.recipe.machine
+        scratch = Path(tempfile.gettempdir())
+        return cast(AbstractContextManager[Guest], booted(
+            disk, firmware=node.firmware, arch=node.recipe.arch, cpus=machine.cpus,  # type: ignore[arg-type]
+            memory=machine.memory, host=self._host, accelerator=self._accelerator.name, log=log, keep=keep,
+            scratch=scratch, unpack=unpack,
+        ))  # fmt: skip
+
+
+class Shop:
+    """Implements interfaces.Workshop for one base."""
+
+    def __init__(self, store: Store, host: Host, node: Node, log: Log, *, epoch: int) -> None:
+        self.host, self.log, self.epoch = host, log, epoch
+        self.arch, self.seed = node.recipe.arch, node.key
+        self.downloads: list[dict[str, str]] = []
+        self._store, self._node = store, node
+
+    @contextmanager
+    def tree(self, directory: Path) -> Iterator[Root]:
+        """See interfaces.Workshop."""
+        from imagesmith import tree
+
+        mount = tree.DirectoryMount(str(directory))
+        with tree.open_root(self.host, mount, epoch=self.epoch, log=self.log) as root:
+            yield root
+
+    def inside(self, argv: Sequence[str], *, purpose: str, env: Mapping[str, str] | None = None) -> None:
+        """See interfaces.Workshop."""
+        from imagesmith import tree
+
+        tree.inside(self.host, argv, purpose=purpose, env=env, log=self.log)
+
+    def fetch(self, url: str, *, checksum: str, signature: str = "", keyring: Path | None = None) -> Path:
+        """See interfaces.Workshop."""
+        from imagesmith.fetch import Fetcher
+        from imagesmith.kinds import file_digest
+
+        path = Fetcher(self._store.blobs, self.host, self.log).fetch(url, checksum, signature, keyring)
+        self.downloads.append({"url": url, "checksum": checksum, "digest": file_digest(path)})
+        return path
+
+    def import_disk(self, source: Path, into: Path, *, format: str = "") -> None:
+        """See interfaces.Workshop."""
+        from imagesmith.disk.image import import_image
+
+        if not source.exists():
+            raise BuildError(f"there is no image {source}")
+        import_image(source, into, self.host, self.log, format=format, size=self._node.disk_size or None)
