@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
 import tempfile
 import uuid
@@ -35,9 +36,15 @@ def workspace(directory: Path, what: str) -> Iterator[Path]:
                 raise
             raise _full(directory, what) from error
         except ToolFailed as error:
-            if "No space left on device" not in error.tail and "Disk quota exceeded" not in error.tail:
+            told = "No space left on device" in error.tail or "Disk quota exceeded" in error.tail
+            if not told and _free(directory) >= MIB:  # qemu-img -c calls a full disk an "Invalid argument"
                 raise
             raise _full(directory, what) from error
+
+
+def _free(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 def _full(directory: Path, what: str) -> BuildError:

@@ -150,7 +150,8 @@ def reference(maker: Maker) -> tuple[str, str]:
     The grammar is the distribution project's (reference): lower-case words joined by ``.``, ``_`` or ``-``; a tag of
     at most 128 letters, digits, ``_``, ``.`` and ``-`` that begins with neither of the last two.
     """
-    repository = re.sub("[^a-z0-9]+", lambda run: run[0] if run[0] in ("-", "_", ".") else "-", maker.name.lower())
+    separator = re.compile("[^a-z0-9]+")
+    repository = separator.sub(lambda run: run[0] if run[0] in ("-", "_", ".") else "-", maker.name.lower())
     tag = re.sub("[^A-Za-z0-9_.-]+", "-", maker.version).lstrip(".-")[:128]
     return repository.strip("-_.") or "image", tag or "latest"
 

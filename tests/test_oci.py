@@ -1,0 +1,224 @@
+"""OCI images: every validator takes them, Docker and containerd run them, and they are the same every time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from pydantic import ValidationError
+
+from imagesmith.errors import Refused
+from imagesmith.host import Host
+from imagesmith.interfaces import Maker
+from imagesmith.kinds import FilesOutput, known, placeholder
+from imagesmith.outputs._gzip import GzipWriter
+from imagesmith.outputs.oci import reference
+from tests.consumers import Docker, dockerd, validate_oci
+from tests.test_outputs import MAKER
+
+BUSYBOX = Path("/bin/busybox")  # Debian: busybox-static
+NET_RAW = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"  # cap_net_raw=ep
+
+
+class SmallRoot:
+    """A root file system of a few MB with one of everything, packed as a tree or a disk packs it."""
+
+    def __init__(self, *, noise: int = 0, extra: str = "", fail: bool = False) -> None:
+        self.noise, self.extra, self.fail = noise, extra, fail
+
+    def read(self, path: str) -> bytes:
+        raise FileNotFoundError(path)
+
+    def pack(self, out: BinaryIO, *, exclude: Sequence[str] = ()) -> None:
+        """Write the tar, sorted by name; names have no leading slash."""
+        with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            for number, member in enumerate(sorted(self._members(), key=lambda m: m[0].name)):
+                if self.fail and number == 8:
+                    raise Refused("the disk is damaged")
+                if not any(f"/{member[0].name}".startswith(f"{folder}/") for folder in exclude):
+                    tar.addfile(*member)
+
+    def _members(self) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
+        folders = ("bin", "boot", "dev", "etc", "lib", "lib/modules", "lib/modules/6.1", "proc", "root", "run", "sys",
+                   "tmp", "usr", "usr/lib", "var")  # fmt: skip
+        for name in folders:
+            yield self._member(name, tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755), None
+        files = {
+            "boot/vmlinuz-6.1": b"kernel", "lib/modules/6.1/x.ko": b"module", "tmp/left": b"x", "run/pid": b"1",
+            "etc/fstab": b"UUID=1 / ext4\n", "etc/passwd": b"root:x:0:0::/root:/bin/sh\nweb:x:33:33::/var:/bin/sh\n",
+            "etc/os-release": b"ID=small\n", "usr/lib/\xe4\xf6.txt".encode().decode(): b"umlauts\n",
+            "var/web": b"owned\n", "var/" + "long/" * 30 + "name": b"deep\n",
+            "var/noise": __import__("random").Random(2).randbytes(self.noise),
+        }  # fmt: skip
+        for name, content in files.items():
+            member = self._member(name, size=len(content))
+            if name == "var/web":
+                member.uid = member.gid = 33
+                member.mtime = MAKER.epoch + 999.5
+            yield member, io.BytesIO(content)
+        busybox = BUSYBOX.read_bytes()
+        yield self._member("bin/busybox", size=len(busybox), mode=0o755), io.BytesIO(busybox)
+        member = self._member("bin/ping", size=4, mode=0o4755)
+        member.pax_headers = {"SCHILY.xattr.security.capability": NET_RAW.decode()}
+        yield member, io.BytesIO(b"ping")
+        yield self._member("bin/sh", tarfile.SYMTYPE, link="busybox"), None
+        yield self._member("bin/cat", tarfile.LNKTYPE, mode=0o755, link="bin/busybox"), None
+        yield self._member("etc/resolv.conf", tarfile.SYMTYPE, link="/run/systemd/resolve/stub-resolv.conf"), None
+        yield self._member("vmlinuz", tarfile.SYMTYPE, link="boot/vmlinuz-6.1"), None
+        yield self._member("initrd.img", tarfile.SYMTYPE, link="boot/initrd.img-6.1"), None
+        device = self._member("dev/null", tarfile.CHRTYPE)
+        device.devmajor, device.devminor = 1, 3
+        yield device, None
+        if self.extra:
+            yield self._member(self.extra), None
+
+    def _member(
+        self, name: str, kind: bytes = tarfile.REGTYPE, *, size: int = 0, mode: int = 0o644, link: str = ""
+    ) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        member.type, member.size, member.mode, member.linkname = kind, size, mode, link
+        member.mtime, member.uname, member.gname = MAKER.epoch - 5, "builder", "builder"
+        return member
+
+
+def write_oci(
+    directory: Path, files: SmallRoot | None = None, maker: Maker = MAKER, options: Mapping[str, object] | None = None
+) -> Path:
+    """Make the image; its file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    kind = known("outputs")["oci"].model_validate(options or {})
+    assert isinstance(kind, FilesOutput)
+    (path,) = kind.write(files or SmallRoot(), maker, directory, Host(), lambda line: None)
+    assert [path] == list(directory.iterdir()), "something else was left"
+    return path
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = {
+        "entrypoint": ["/bin/sh", "-c"], "cmd": ["echo $GREETING from $(whoami) in $PWD"], "workdir": "/var",
+        "env": {"GREETING": "hello"}, "user": "web", "ports": [80, "53/udp"], "labels": {"team": "red"},
+    }  # fmt: skip
+    return write_oci(tmp_path_factory.mktemp("oci"), options=options)
+
+
+def test_every_validator_takes_it_and_what_a_machine_needs_is_gone(image: Path, tmp_path: Path) -> None:
+    assert image.name == "web-golden.oci.tar"
+    found = validate_oci(image, tmp_path)
+    root = found.rootfs
+    for empty in ("boot", "dev", "lib/modules", "proc", "run", "sys", "tmp"):
+        assert not list((root / empty).iterdir())
+    assert not (root / "vmlinuz").is_symlink()
+    assert not (root / "initrd.img").is_symlink()
+    for name in ("etc/fstab", "etc/resolv.conf"):
+        assert not (root / name).is_symlink()
+        assert (root / name).read_bytes() == b""
+    assert (root / "usr/lib/\xe4\xf6.txt").read_text() == "umlauts\n"
+    assert (root / "var" / ("long/" * 30) / "name").read_text() == "deep\n"
+    assert (root / "bin/cat").stat().st_ino == (root / "bin/busybox").stat().st_ino
+    assert (root / "bin/ping").stat().st_mode & 0o7777 == 0o4755
+    assert (root / "var/web").stat().st_mtime == MAKER.epoch
+    assert (root / "etc/passwd").stat().st_mtime == MAKER.epoch - 5
+    if os.geteuid() == 0:
+        assert (root / "var/web").stat().st_uid == 33
+        assert os.getxattr(root / "bin/ping", "security.capability") == NET_RAW
+
+
+def test_its_configuration_is_the_recipes(image: Path, tmp_path: Path) -> None:
+    config = validate_oci(image, tmp_path).config
+    assert (config["architecture"], config["os"], config["created"]) == ("amd64", "linux", "2023-11-14T22:13:20Z")
+    assert config["config"] == {
+        "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo $GREETING from $(whoami) in $PWD"], "User": "web",
+        "Env": ["GREETING=hello", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "ExposedPorts": {"53/udp": {}, "80/tcp": {}}, "WorkingDir": "/var",
+        "Labels": {"team": "red", "org.opencontainers.image.title": "web-golden",
+                   "org.opencontainers.image.version": "2026.11",
+                   "org.opencontainers.image.description": MAKER.description},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    if os.geteuid() != 0:
+        pytest.skip("a Docker daemon needs root")
+    with dockerd(tmp_path_factory.mktemp("d")) as daemon:
+        yield daemon
+
+
+def test_docker_loads_and_runs_it(docker: Docker, image: Path, tmp_path: Path) -> None:
+    name = docker.load(image)
+    assert name == "web-golden:2026.11"
+    assert docker.run(name) == "hello from web in /var\n"
+    assert docker.run(name, "cat /etc/os-release") == "ID=small\n"
+    plain = docker.load(write_oci(tmp_path, maker=replace(MAKER, name="Plain Image", version="")))
+    assert plain == "plain-image:latest"
+    assert docker("image", "inspect", "-f", "{{.Config.Cmd}}", plain).strip() == "[/bin/sh]"
+
+
+def test_containerd_imports_it(docker: Docker, image: Path) -> None:
+    assert "docker.io/library/web-golden:2026.11" in docker.ctr_import(image).splitlines()
+
+
+def test_written_twice_it_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write_oci(tmp_path / "first", SmallRoot(noise=3 << 20))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert write_oci(tmp_path / "second", SmallRoot(noise=3 << 20)).read_bytes() == first.read_bytes()
+
+
+def test_an_arm_image_has_gos_name_for_it(tmp_path: Path) -> None:
+    path = write_oci(tmp_path / "arm", maker=replace(MAKER, arch="aarch64"))
+    config = validate_oci(path, tmp_path / "v").config
+    assert (config["architecture"], config["variant"]) == ("arm64", "v8")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "expected"),
+    [
+        ("web-golden", "2026.11", ("web-golden", "2026.11")),
+        ("Web  Golden-_2", "1.0 (beta)+x", ("web-golden-2", "1.0-beta-x")),
+        ("-x-", "", ("x", "latest")),
+        ("ä", "..", ("image", "latest")),
+    ],
+)
+def test_names_are_made_to_fit_a_reference(name: str, version: str, expected: tuple[str, str]) -> None:
+    assert reference(replace(MAKER, name=name, version=version)) == expected
+
+
+def test_a_name_that_would_delete_another_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"/etc/\.wh\.passwd cannot be in an OCI layer"):
+        write_oci(tmp_path, SmallRoot(extra="etc/.wh.passwd"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_while_packing_is_what_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="the disk is damaged"):
+        write_oci(tmp_path, SmallRoot(fail=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"ports": [0]}, {"ports": ["http"]}, {"ports": [70000]}, {"workdir": "var"}])
+def test_options_are_looked_at(options: Mapping[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        known("outputs")["oci"].model_validate(options)
+
+
+def test_a_secret_is_not_left_in_an_image() -> None:
+    with pytest.raises(ValidationError, match="a secret would be left in the image"):
+        known("outputs")["oci"].model_validate({"env": {"TOKEN": placeholder("token")}})
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 << 20])
+def test_gzip_gives_back_what_it_took(size: int) -> None:
+    data = (b"some text that repeats, " * 300_000)[: size // 2] + __import__("random").Random(3).randbytes(size // 2)
+    out = io.BytesIO()
+    with GzipWriter(out.write) as writer:
+        for start in range(0, len(data), 300_000):
+            writer.write(data[start : start + 300_000])
+    assert gzip.decompress(out.getvalue()) == data

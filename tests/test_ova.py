@@ -1,0 +1,165 @@
+"""OVA and OVF: virt-v2v reads them, and a lint of our own finds what it does not see."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imagesmith.archive import Archive
+from imagesmith.errors import BuildError, ToolFailed
+from imagesmith.interfaces import Disk
+from imagesmith.outputs._ovf import Appliance, Hardware, descriptor
+from tests.consumers import ask, image_info, lint_ovf, same_disk, v2v_print_source
+from tests.test_outputs import MAKER, MIB, make_disk, write
+
+GOLDEN = Path(__file__).parent / "golden/outputs"
+APPLIANCE = Appliance(
+    name="web-golden", version="2026.11", description='A web server\'s <golden> "image" & more', cpus=2,
+    memory=1 << 30, capacity=8 << 30, disk_file="web-golden-disk1.vmdk", disk_size=123456789,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+    return make_disk(tmp_path_factory.mktemp("disk"), size=64 * MIB)
+
+
+@pytest.fixture(scope="module")
+def ova(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (path,) = write("ova", {}, disk, tmp_path_factory.mktemp("ova"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "appliance"),
+    [
+        ("generic", APPLIANCE),
+        ("vmware-uefi", replace(APPLIANCE, hardware="vmware", uefi=True)),
+        ("bare", replace(APPLIANCE, version="", description="")),
+    ],
+)
+def test_descriptor_is_the_golden_one(name: str, appliance: Appliance) -> None:
+    assert descriptor(appliance) == (GOLDEN / f"{name}.ovf").read_text()
+
+
+def test_descriptor_leaves_out_what_xml_cannot_hold() -> None:
+    assert "bell" in descriptor(replace(APPLIANCE, description="be\x07l\ufffel"))
+
+
+def test_virt_v2v_reads_the_ova(ova: Path) -> None:
+    said = v2v_print_source(ova)
+    assert re.search(r"source name: web-golden$", said, re.M)
+    assert re.search(r"memory: 1073741824 ", said)
+    assert re.search(r"nr vCPUs: 2$", said, re.M)
+    assert re.search(r"0 \[ide\]", said)
+    assert 'Bridge "NAT"' in said
+
+
+def test_virt_v2v_reads_the_ovf_of_vmware_hardware(disk: Disk, tmp_path: Path) -> None:
+    files = write("ovf", {"hardware": "vmware"}, disk, tmp_path)
+    assert [f.name for f in files] == ["web-golden.ovf", "web-golden-disk1.vmdk", "web-golden.mf"]
+    assert not lint_ovf(files[0])
+    said = v2v_print_source(tmp_path)
+    assert "0 [scsi]" in said
+    assert "[vmxnet3]" in said
+
+
+def test_virt_v2v_refuses_another_digest(ova: Path, tmp_path: Path) -> None:
+    broken = rebuilt(ova, tmp_path, lambda text: text, manifest=lambda text: re.sub("= ....", "= 0000", text))
+    with pytest.raises(ToolFailed, match=r"(?i)checksum"):
+        v2v_print_source(broken)
+
+
+def test_the_package_has_no_fault(ova: Path) -> None:
+    assert not lint_ovf(ova)
+    with tarfile.open(ova) as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == ["web-golden.ovf", "web-golden.mf", "web-golden-disk1.vmdk"]
+    assert {(m.uid, m.gid, m.uname, m.gname, m.mtime, m.mode) for m in members} == {(0, 0, "", "", MAKER.epoch, 0o644)}
+
+
+def test_the_disk_holds_the_same_bytes_and_a_name(disk: Disk, ova: Path, tmp_path: Path) -> None:
+    ask("tar", "-xf", ova, "-C", tmp_path, "web-golden-disk1.vmdk")
+    image = tmp_path / "web-golden-disk1.vmdk"
+    same_disk(disk.path, image, "vmdk")
+    about = image_info(image, "vmdk")["format-specific"]["data"]
+    assert about["create-type"] == "streamOptimized"
+    (other,) = write("ova", {}, disk, tmp_path, replace(MAKER, seed="0ddb" * 16))
+    names = [re.findall(rb'ddb\.uuid\.image = "([0-9a-f-]{36})"', p.read_bytes()) for p in (ova, other)]
+    assert len(names[0]) == len(names[1]) == 1
+    assert names[0] != names[1], "two images have the same UUID: VirtualBox takes only one of them"
+
+
+def test_an_arm_disk_has_no_appliance(disk: Disk, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="aarch64"):
+        write("ova", {}, disk, tmp_path, replace(MAKER, arch="aarch64"))
+
+
+def test_hardware_is_one_of_two() -> None:
+    assert Hardware.__args__ == ("generic", "vmware")  # type: ignore[attr-defined]
+
+
+def rebuilt(ova: Path, folder: Path, change, manifest=lambda text: text, extra=(), drop=(), first=None) -> Path:  # type: ignore[no-untyped-def]
+    """The package again with a changed descriptor and a manifest that fits it."""
+    with tarfile.open(ova) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
+    files["web-golden.ovf"] = change(files["web-golden.ovf"].decode()).encode()
+    files.update(extra)
+    lines = [f"SHA256({n})= {hashlib.sha256(c).hexdigest()}" for n, c in files.items()
+             if not n.endswith(".mf") and n not in drop]  # fmt: skip
+    files["web-golden.mf"] = manifest("".join(f"{line}\n" for line in lines)).encode()
+    path = folder / "broken.ova"
+    with path.open("wb") as out, Archive(out, epoch=0, ustar=True) as archive:
+        for name in sorted(files, key=lambda n: n != first if first else 0):
+            archive.data(name, files[name])
+    return path
+
+
+def swap(old: str, new: str):  # type: ignore[no-untyped-def]
+    def change(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (swap('capacity="67108864"', 'capacity="64"'), "the capacity of web-golden-disk1.vmdk is 67108864 bytes"),
+        (swap('Units="byte"', 'Units="bytes"'), "'bytes' is no programmatic unit"),
+        (swap("byte * 2^20", "MegaBytes"), "'MegaBytes' is no programmatic unit"),
+        (swap("<rasd:Parent>3<", "<rasd:Parent>9<"), "the Parent of Hard disk, 9, is no controller"),
+        (swap("<rasd:Parent>3<", "<rasd:Parent>5<"), "the Parent of Hard disk, 5, is no controller"),
+        (swap("        <rasd:Parent>3</rasd:Parent>\n", ""), "Hard disk has no Parent"),
+        (swap("InstanceID>5<", "InstanceID>4<"), "the InstanceID 4 is there twice"),
+        (swap("<rasd:Connection>NAT", "<rasd:Connection>LAN"), "on the network LAN, which is not declared"),
+        (swap("/disk/vmdisk1", "/disk/vmdisk2"), "the HostResource of Hard disk, ovf:/disk/vmdisk2, is no disk"),
+        (swap('fileRef="file1"', 'fileRef="file2"'), "fileRef file2 is no file"),
+        (swap("      <Info>The virtual hardware</Info>\n", ""), "VirtualHardwareSection does not begin with Info"),
+        (lambda text: re.sub(r'ovf:size="\d+"', 'ovf:size="1"', text), "the size of web-golden-disk1.vmdk is"),
+        (lambda text: re.sub(r"( *<rasd:Addr.*\n)( *<rasd:El.*\n)", r"\2\1", text), "not in alphabetical order"),
+        (swap("</Envelope>", ""), "not XML"),
+    ],
+)
+def test_lint_finds(ova: Path, tmp_path: Path, change, fault: str) -> None:  # type: ignore[no-untyped-def]
+    faults = lint_ovf(rebuilt(ova, tmp_path, change))
+    assert any(fault in found for found in faults), faults
+
+
+def test_lint_finds_faults_of_the_archive(ova: Path, tmp_path: Path) -> None:
+    same = lambda text: text  # noqa: E731
+    faults = lint_ovf(rebuilt(ova, tmp_path, same, drop=["web-golden-disk1.vmdk"], first="web-golden.mf"))
+    assert "the manifest lacks web-golden-disk1.vmdk" in faults
+    assert "the first member is web-golden.mf, not the descriptor" in faults
+    faults = lint_ovf(rebuilt(ova, tmp_path, same, extra={"stray.iso": b"x", "web-golden-disk1.vmdk": b"QFI\xfb"}))
+    assert "stray.iso is in the package, but not in References" in faults
+    assert "web-golden-disk1.vmdk is no VMDK" in faults
+    faults = lint_ovf(rebuilt(ova, tmp_path, same, extra={"sub/x": b"x"}, manifest=lambda text: text + "SHA1(a)= b\n"))
+    assert "not a flat name: sub/x" in faults
+    assert "a line of the manifest is not SHA256(name)= hex" in faults

@@ -1,0 +1,77 @@
+"""Vagrant boxes: added by Vagrant itself; in the slow suite started by it, with a libvirt of the test's own."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imagesmith.interfaces import Disk
+from tests.consumers import add_box, ask, image_info, lint_ovf, same_disk, vagrant_env
+from tests.test_outputs import MIB, make_disk, write
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+    return make_disk(tmp_path_factory.mktemp("disk"), size=64 * MIB)
+
+
+def unpack(box: Path, into: Path) -> list[str]:
+    with tarfile.open(box) as tar:
+        names = tar.getnames()
+    into.mkdir(parents=True)
+    ask("tar", "-xf", box, "-C", into)
+    return names
+
+
+def test_vagrant_adds_the_libvirt_box_and_reads_its_vagrantfile(disk: Disk, tmp_path: Path) -> None:
+    (box,) = write("vagrant", {}, disk, tmp_path / "out")
+    assert box.name == "web-golden.libvirt.box"
+    listed = add_box(box, "golden", tmp_path / "home")
+    assert "golden (libvirt, 0)" in listed
+    assert "version: 2026.11" in listed
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "Vagrantfile").write_text('Vagrant.configure("2") { |config| config.vm.box = "golden" }\n')
+    env = {**vagrant_env(tmp_path / "home"), "VAGRANT_DEFAULT_PROVIDER": "libvirt"}
+    assert "validated successfully" in ask("vagrant", "validate", env=env, cwd=project)
+
+
+def test_the_libvirt_box_holds_the_disk(disk: Disk, tmp_path: Path) -> None:
+    own = tmp_path / "own.rb"
+    own.write_text('Vagrant.configure("2") { |config| config.vm.hostname = "own" }\n')
+    (box,) = write("vagrant", {"vagrantfile": str(own)}, disk, tmp_path)
+    names = unpack(box, tmp_path / "box")
+    assert names == ["metadata.json", "info.json", "Vagrantfile", "box.img"]
+    metadata = json.loads((tmp_path / "box/metadata.json").read_bytes())
+    assert metadata == {"provider": "libvirt", "format": "qcow2", "virtual_size": 1}
+    same_disk(disk.path, tmp_path / "box/box.img", "qcow2")
+    assert image_info(tmp_path / "box/box.img", "qcow2")["format-specific"]["data"]["compat"] == "1.1"
+    vagrantfile = (tmp_path / "box/Vagrantfile").read_text()
+    assert "libvirt.memory = 1024" in vagrantfile
+    assert vagrantfile.endswith(own.read_text())
+    assert "Syntax OK" in ask("ruby", "-c", tmp_path / "box/Vagrantfile")
+
+
+def test_vagrant_adds_the_virtualbox_box_and_its_appliance_has_no_fault(disk: Disk, tmp_path: Path) -> None:
+    (box,) = write("vagrant", {"provider": "virtualbox"}, disk, tmp_path / "out")
+    assert box.name == "web-golden.virtualbox.box"
+    assert "golden (virtualbox, 0)" in add_box(box, "golden", tmp_path / "home")
+    names = unpack(box, tmp_path / "box")
+    assert names == ["metadata.json", "info.json", "Vagrantfile", "box.ovf", "box-disk1.vmdk"]
+    assert not [f for f in lint_ovf(tmp_path / "box/box.ovf") if not f.startswith("the manifest lacks")]
+    same_disk(disk.path, tmp_path / "box/box-disk1.vmdk", "vmdk")
+    assert "Syntax OK" in ask("ruby", "-c", tmp_path / "box/Vagrantfile")
+
+
+@pytest.mark.parametrize(("provider", "word"), [("libvirt", "OVMF_CODE"), ("virtualbox", '"--firmware", "efi"')])
+def test_a_disk_that_boots_with_uefi_alone_says_so(disk: Disk, tmp_path: Path, provider: str, word: str) -> None:
+    for firmware, said in ((("uefi",), True), (("bios", "uefi"), False)):
+        folder = tmp_path / str(said)
+        (box,) = write("vagrant", {"provider": provider}, replace(disk, firmware=firmware), folder)
+        unpack(box, folder / "box")
+        assert (word in (folder / "box/Vagrantfile").read_text()) is said
+        assert "Syntax OK" in ask("ruby", "-c", folder / "box/Vagrantfile")
