@@ -12,7 +12,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Log, Root
 
 
-@dataclass(frozen=True)
+@dataclass
 class NativeTree:
     """Opens sessions on layers of trees, rootless: namespaces of the kernel, and no guest that runs."""
 

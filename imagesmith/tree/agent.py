@@ -4,8 +4,6 @@ Started by ``imagesmith.tree`` with its descriptors 0 and 1 as pipes (see ``wire
 namespace and dies with the session, so that nothing it started or mounted survives.
 """
 
-# ruff: noqa: PTH
-# (Mostly system calls, many of them relative to descriptors: pathlib has no words for those.)
 from __future__ import annotations
 
 import fcntl

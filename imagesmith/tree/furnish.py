@@ -4,8 +4,6 @@
 (Debian's invoke-rc.d: /usr/share/doc/init-system-helpers/README.policy-rc.d).
 """
 
-# ruff: noqa: PTH
-# (Mostly system calls, many of them relative to descriptors: pathlib has no words for those.)
 from __future__ import annotations
 
 import os

@@ -3,8 +3,6 @@
 Nothing here may import: the host's files are out of sight by then.
 """
 
-# ruff: noqa: PTH
-# (Mostly system calls, many of them relative to descriptors: pathlib has no words for those.)
 from __future__ import annotations
 
 import codecs

@@ -1,7 +1,5 @@
 """The Linux system calls that Python's library lacks. Numbers are from the kernel's uapi headers, named beside each."""
 
-# ruff: noqa: PTH
-# (Mostly system calls, many of them relative to descriptors: pathlib has no words for those.)
 from __future__ import annotations
 
 import ctypes

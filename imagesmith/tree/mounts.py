@@ -1,7 +1,5 @@
 """What can be a root file system, how each is mounted, and how it is left: flushed, and with the layer's own times."""
 
-# ruff: noqa: PTH
-# (Mostly system calls, many of them relative to descriptors: pathlib has no words for those.)
 from __future__ import annotations
 
 import os
