@@ -19,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -201,7 +201,8 @@ class Store:
             sweeping = lock(self.root / "sweep", wait=False)
             if sweeping is not None:  # else someone is at it already
                 try:
-                    self._remove_all(strays(self.root, self.index))
+                    with suppress(OSError, ImagesmithError):  # what cannot be removed is no reason not to build
+                        self._remove_all(strays(self.root, self.index))
                 finally:
                     sweeping.release()
             yield Use(self, name, cancelled)

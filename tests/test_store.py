@@ -320,6 +320,17 @@ def test_what_a_living_process_makes_is_not_swept_away(store: Store, tmp_path: P
         assert everything_in(store.root) == set()
 
 
+def test_what_cannot_be_removed_does_not_stop_a_build(tmp_path: Path) -> None:
+    def remove(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    store = Store(tmp_path / "s", remove=remove)
+    (store.root / "layers" / "000003.part").mkdir()
+    with store.using() as use:
+        make(use, "a")
+    assert store.verify(repair=False) == ["000003.part: left behind by a build that died"]
+
+
 # -- collection --------------------------------------------------------------------------------------------------
 
 
