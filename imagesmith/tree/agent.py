@@ -70,6 +70,9 @@ class _Agent:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))  # some programs close them all
         linux.mount("none", "/", flags=linux.PRIVATE | linux.RECURSIVE)
+        options = dict(begin["mount"] or {})
+        if begin["kind"] == "BlockMount":  # its path may lead through the /proc that we are about to hide
+            options["path"] = f"/proc/self/fd/{os.open(options['path'], os.O_RDONLY | os.O_CLOEXEC)}"
         try:
             linux.mount("proc", "/proc", "proc", linux.NOSUID | linux.NODEV | linux.NOEXEC)
         except PermissionError:
@@ -81,7 +84,6 @@ class _Agent:
         self._touched: list[str] = []
         self._mounted: Mounted | None = None
         if begin["mount"] is not None:
-            options = dict(begin["mount"])
             if "layers" in options:
                 options["layers"] = tuple(options["layers"])
             self._mounted = Mounted(KINDS[begin["kind"]](**options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -35,13 +36,18 @@ class OverlayMount:
 
 @dataclass(frozen=True)
 class BlockMount:
-    """A file system in a file or block device, ``size`` bytes from ``offset``. Only real root may mount it."""
+    """A file system in a file or block device, ``size`` bytes from ``offset``. Only real root may mount it.
+
+    ``inner`` are other parts of the same file that belong below it: mount point, offset, size and file system. Where
+    the kernel does not know one of these, an empty read-only folder is there, so that nothing is written beside it.
+    """
 
     path: str
     offset: int
     size: int
     fs: str
     read_only: bool = False
+    inner: tuple[tuple[str, int, int, str], ...] = ()
 
 
 Mount = DirectoryMount | OverlayMount | BlockMount
@@ -52,6 +58,14 @@ KINDS: dict[str, type[DirectoryMount] | type[OverlayMount] | type[BlockMount]] =
 
 def _folder(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _mount_part(mount: BlockMount, offset: int, size: int, fs: str, place: str) -> None:
+    device, fd = linux.attach_loop(mount.path, offset, size, read_only=mount.read_only)
+    try:
+        linux.mount(device, place, fs, linux.NODEV | (linux.RDONLY if mount.read_only else 0))
+    finally:
+        os.close(fd)
 
 
 class Mounted:
@@ -70,10 +84,19 @@ class Mounted:
             self._overlay(mount)
         else:
             self.place = next(d for d in _SPARE if os.path.isdir(d) and not mount.path.startswith(d + "/"))
-            device, fd = linux.attach_loop(mount.path, mount.offset, mount.size, read_only=mount.read_only)
-            flags = linux.NODEV | (linux.RDONLY if mount.read_only else 0)
-            linux.mount(device, self.place, mount.fs, flags)
-            os.close(fd)
+            self._inner: list[str] = []
+            _mount_part(mount, mount.offset, mount.size, mount.fs, self.place)
+            for point, offset, size, fs in mount.inner:
+                place = self.place + os.path.normpath("/" + point)
+                if os.path.realpath(place) != place or not os.path.isdir(place):
+                    raise OSError(errno.ENOTDIR, "no folder to mount a partition on", point)
+                try:
+                    _mount_part(mount, offset, size, fs, place)
+                except OSError as error:
+                    if error.errno != errno.ENODEV:
+                        raise
+                    linux.mount("none", place, "tmpfs", linux.RDONLY, "mode=0755")
+                self._inner.append(place)
 
     def _overlay(self, mount: OverlayMount) -> None:
         """Mount over ``upper`` itself. Layers are named by descriptor, so that hundreds fit in the mount's one page.
@@ -106,10 +129,11 @@ class Mounted:
     def close(self, *, touched: Sequence[str], since: float, epoch: int) -> None:
         """Unmount, give what was made since ``since`` the time ``epoch``, drop traces in ``touched``, and flush."""
         if isinstance(self._mount, BlockMount):
-            fd = _folder(self.place)
-            linux.flush(fd)
-            os.close(fd)
-            linux.umount(self.place, detach=False)
+            for place in [*reversed(self._inner), self.place]:
+                fd = _folder(place)
+                linux.flush(fd)
+                os.close(fd)
+                linux.umount(place, detach=False)
             return
         linux.umount(self.place)
         if self.made is None:
