@@ -190,11 +190,11 @@ class Session(Protocol):
     """A run of consecutive steps on one chain of layers."""
 
     def layer(
-        self, into: Path, *, below: Path, log: Log, timeout: float | None = None
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
     ) -> AbstractContextManager[Root]:
         """Open the next layer for one step. ``into`` is a new, empty folder beside the folders of the layers below.
 
-        ``below`` is the folder of the layer just below: the ``into`` of the call before may have been renamed.
+        ``below`` is the folder of the layer just below, where the ``into`` of the call before has been renamed since.
 
         When the block ends well, ``into`` holds the finished layer: ``upper/`` (a tree: an overlayfs upper directory)
         or ``disk.qcow2`` (a disk: its backing file is ``../<name of below>/disk.qcow2``), flushed. When it
@@ -207,8 +207,10 @@ class Session(Protocol):
 class Driver(Protocol):
     """Opens sessions."""
 
-    name: str
-    """``native``, ``guestfs`` or ``ssh``."""
+    @property
+    def name(self) -> str:
+        """``native``, ``guestfs`` or ``ssh``."""
+        ...
 
     def session(self, below: Sequence[Path], *, epoch: int, log: Log) -> AbstractContextManager[Session]:
         """Open a session on the folders of the layers below, the oldest first (at least one)."""

@@ -79,8 +79,11 @@ class GuestfsSession:
         self._mounts: dict[str, str] = {}
 
     @contextmanager
-    def layer(self, into: Path, *, log: Log, timeout: float | None = None) -> Iterator[Root]:
+    def layer(
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+    ) -> Iterator[Root]:
         """Open the next layer for one step (interfaces.Session). Launching counts in no step's ``timeout``."""
+        self._below[-1] = below or self._below[-1]
         try:
             appliance, disk = self._open(into, log)
             appliance.deadline = None if timeout is None else time.monotonic() + timeout

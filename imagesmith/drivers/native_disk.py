@@ -47,8 +47,11 @@ class NativeDiskSession:
     below: list[Path] = field(default_factory=list)
 
     @contextmanager
-    def layer(self, into: Path, *, log: Log, timeout: float | None = None) -> Iterator[Root]:
+    def layer(
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+    ) -> Iterator[Root]:
         """Open the next layer for one step (interfaces.Session)."""
+        self.below[-1] = below or self.below[-1]
         files = layer_files(self.below)
         make_overlay(files[-1], into / LAYER_FILE, self.host)
         with (
