@@ -171,11 +171,14 @@ class Attached:
         self._qmp.execute("blockdev-reopen", within=_FLUSH_SECONDS, options=[options])
         flush_file(self._file)
 
-    def advance(self, into: Path) -> None:
+    def advance(self, into: Path, below: Path | None = None) -> None:
         """Close the layer at work, and open ``into`` (the name of a qcow2 to be made) on top of it, live.
+
+        ``below`` is the name of the layer at work, where it has been renamed since it was opened.
 
         What is mounted may stay so where its file systems are flushed and nothing writes. Raises BuildError.
         """
+        self._file = below or self._file
         make_overlay(self._file, into, self._host)
         self._open(self._top + 1, into, None, True)
         self._qmp.execute("blockdev-snapshot", within=_FLUSH_SECONDS,

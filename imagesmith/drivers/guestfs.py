@@ -105,7 +105,7 @@ class GuestfsSession:
     def _open(self, into: Path, log: Log) -> tuple[Appliance, Attached]:
         file = into / LAYER_FILE
         if self._appliance is not None and self._disk is not None:
-            self._disk.advance(file)
+            self._disk.advance(file, below=self._below[-1] / LAYER_FILE)
             return self._appliance, self._disk
         files = layer_files(self._below)
         make_overlay(files[-1], file, self._host)
