@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imagesmith.disk.template import template_path
-from imagesmith.errors import BuildError, StoreError, ToolFailed
+from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Mounted
 
@@ -41,7 +41,7 @@ def make_root(
 ) -> None:  # fmt: skip
     """Fill the file system with ``mounted``, then with ``extra``: absolute names of files, and of folders (None).
 
-    Raises BuildError where the content does not fit, StoreError where the host's own disk is full.
+    Raises BuildError where the content does not fit.
     """
     command = mke2fs_command(mounted.mountpoint, raw, offset=offset, size=size, label=label, uuid=uuid,
                              hash_seed=hash_seed)  # fmt: skip
@@ -56,9 +56,6 @@ def make_root(
 
 
 def _explain(failed: ToolFailed, mounted: Mounted, size: int) -> BuildError:
-    if "No space left on device" in failed.tail:
-        return StoreError("no space left on the store's file system while the disk was assembled",
-                          hint="make room, or give the store another place with IMAGESMITH_CACHE")  # fmt: skip
     if "Could not allocate" not in failed.tail:
         return failed
     lines: list[str] = []
