@@ -83,7 +83,7 @@ def _decide(host: Host, cache: Path, arch: Arch, kernels: Sequence[Path]) -> Acc
     if not _KVM.exists():
         return Accelerator("tcg", f"there is no {_KVM}", "load the module kvm_intel or kvm_amd, where there is one")
     if not os.access(_KVM, os.R_OK | os.W_OK):
-        return Accelerator("tcg", f"you may not open {_KVM}", 'sudo usermod -aG kvm "$USER", and log in again')
+        return Accelerator("tcg", f"you may not open {_KVM}", 'sudo usermod -aG kvm "$USER" && newgrp kvm')
     if not kernels:
         return Accelerator("tcg", "there is no Linux kernel that you may read to try KVM with",
                            "sudo chmod +r /boot/vmlinuz-*")  # fmt: skip
