@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +14,10 @@ from typing import Any
 
 from imagesmith.errors import ToolFailed
 from imagesmith.host import Host
-from tests.ovf_lint import lint_ovf
+from tests.ovf_lint import OVF, RASD, lint_ovf
 
-__all__ = ["Docker", "add_box", "dockerd", "lint_ovf", "same_disk", "v2v_print_source", "validate_oci"]
+__all__ = ["Docker", "add_box", "boot_ova", "dockerd", "lint_ovf", "same_disk", "v2v_print_source", "vagrant_up",
+           "validate_oci"]  # fmt: skip
 
 NO_KVM = {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
 
@@ -58,6 +61,16 @@ def add_box(box: Path, name: str, home: Path) -> str:
     return ask("vagrant", "box", "list", "-i", env=vagrant_env(home), cwd=home)
 
 
+def vagrant_up(box: Path, folder: Path, command: str) -> str:
+    """Start a libvirt box with ``vagrant up``, and say ``command`` to its guest with ``vagrant ssh``; what it answers.
+
+    libvirt and all it starts are the test's own (see vagrant_up.sh); needs root. ``folder`` has a short path.
+    """
+    script = Path(__file__).with_name("vagrant_up.sh")
+    return ask("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+               "sh", script, folder, box, command, timeout=1500)  # fmt: skip
+
+
 # -- OCI ----------------------------------------------------------------------------------------------------------
 
 
@@ -92,12 +105,12 @@ def validate_oci(archive: Path, folder: Path) -> Unpacked:
 class Docker:
     """A Docker daemon of the test's own (and the containerd that it started)."""
 
-    socket: str
+    address: str
     containerd: str
 
     def __call__(self, *argv: str | Path) -> str:
         """Say something to it."""
-        return ask("docker", "-H", self.socket, *argv)
+        return ask("docker", "-H", self.address, *argv)
 
     def load(self, archive: Path) -> str:
         """Load an image; its name."""
@@ -121,22 +134,72 @@ def dockerd(folder: Path) -> Iterator[Docker]:
     Needs root.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    socket = f"unix://{folder}/s"
+    address = f"unix://{folder}/s"
     host = Host()
     with (folder / "log").open("wb") as log, host.start(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "dockerd",
-         "--data-root", folder / "data", "--exec-root", folder / "exec", "-H", socket, "--pidfile", folder / "pid",
+         "--data-root", folder / "data", "--exec-root", folder / "exec", "-H", address, "--pidfile", folder / "pid",
          "--bridge=none", "--iptables=false", "--ip6tables=false"],
         purpose="run Docker", stdout=log, stderr=log,
     ) as daemon:  # fmt: skip
         deadline = time.monotonic() + 90
         while True:
             try:
-                ask("docker", "-H", socket, "version")
+                ask("docker", "-H", address, "version")
                 break
             except ToolFailed:
                 words = (folder / "log").read_text(errors="replace")[-2000:]
                 assert daemon.poll() is None, f"dockerd ended:\n{words}"
                 assert time.monotonic() < deadline, f"dockerd does not answer:\n{words}"
                 time.sleep(0.2)
-        yield Docker(socket, f"{folder}/exec/containerd/containerd.sock")
+        yield Docker(address, f"{folder}/exec/containerd/containerd.sock")
+
+
+# -- appliances, booted -------------------------------------------------------------------------------------------
+
+_CONTROLLER = {  # what a descriptor asks for -> what QEMU calls it
+    "PIIX4": ["-device", "ide-hd,drive=disk,bus=ide.0"],
+    "VirtualSCSI": ["-device", "pvscsi,id=scsi", "-device", "scsi-hd,drive=disk,bus=scsi.0"],
+}
+_ADAPTER = {"VirtioNet": "virtio-net-pci", "VmxNet3": "vmxnet3"}
+
+
+def boot_ova(ova: Path, folder: Path, *, within: float = 600) -> str:
+    """Boot an appliance on the hardware that its descriptor asks for; what its SSH server says first.
+
+    That takes the kernel's drivers for the disk and the network adapter, an address from DHCP and a started sshd.
+    """
+    ask("tar", "-xf", ova, "-C", folder)
+    system = ET.fromstring(next(folder.glob("*.ovf")).read_bytes())
+    kinds = {item.findtext(f"{RASD}ResourceType"): item for item in system.iter(f"{OVF}Item")}
+    controller = next(kinds[kind] for kind in ("5", "6") if kind in kinds).findtext(f"{RASD}ResourceSubType", "")
+    adapter = _ADAPTER[kinds["10"].findtext(f"{RASD}ResourceSubType", "")]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    console = folder / "console.log"
+    with Host().start(
+        ["qemu-system-x86_64", "-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-display", "none",
+         "-nodefaults", "-smp", kinds["3"].findtext(f"{RASD}VirtualQuantity", ""),
+         "-m", kinds["4"].findtext(f"{RASD}VirtualQuantity", ""), "-serial", f"file:{console}",
+         "-drive", f"file={next(folder.glob('*.vmdk'))},format=vmdk,if=none,id=disk,snapshot=on",
+         *_CONTROLLER[controller], "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22",
+         "-device", f"{adapter},netdev=net"],
+        purpose="boot an appliance",
+    ) as machine:  # fmt: skip
+        deadline = time.monotonic() + within
+        while True:
+            banner = _banner(port)
+            if banner:
+                return banner
+            words = console.read_text(errors="replace")[-2000:] if console.exists() else ""
+            assert machine.poll() is None, f"QEMU ended:\n{words}"
+            assert time.monotonic() < deadline, f"no SSH server answers; the console's end:\n{words}"
+            time.sleep(1)
+
+
+def _banner(port: int) -> str:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as stream:
+            return stream.recv(64).decode("ascii", "replace").strip()
+    except OSError:
+        return ""

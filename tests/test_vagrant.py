@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imagesmith.interfaces import Disk
-from tests.consumers import add_box, ask, image_info, lint_ovf, same_disk, vagrant_env
+from tests.consumers import add_box, ask, image_info, lint_ovf, same_disk, vagrant_env, vagrant_up
 from tests.test_outputs import MIB, make_disk, write
 
 
@@ -75,3 +77,15 @@ def test_a_disk_that_boots_with_uefi_alone_says_so(disk: Disk, tmp_path: Path, p
         unpack(box, folder / "box")
         assert (word in (folder / "box/Vagrantfile").read_text()) is said
         assert "Syntax OK" in ask("ruby", "-c", folder / "box/Vagrantfile")
+
+
+@pytest.mark.slow
+def test_vagrant_starts_the_box_and_logs_in(golden: Path) -> None:
+    """``golden`` is the folder of a finished build whose guest has the user vagrant with the insecure key and sudo."""
+    if os.geteuid() != 0:
+        pytest.skip("libvirt's system daemon needs root")
+    with tempfile.TemporaryDirectory(prefix="vu-") as folder:
+        said = vagrant_up(next(golden.glob("*.libvirt.box")), Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
+    user, root, machine = said.splitlines()
+    assert (user, root) == ("vagrant", "0")
+    assert len(machine) == 32
