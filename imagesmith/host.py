@@ -53,6 +53,13 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "zstd": ("zstd", "zstd", "zstd"),
 }
 
+PIPE = subprocess.PIPE
+"""For ``Host.start``: connect this stream with us."""
+Process = subprocess.Popen[bytes]
+"""What ``Host.start`` gives."""
+ProcessTimeout = subprocess.TimeoutExpired
+"""What ``Process.wait`` raises when its time is up."""
+
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 _PASSED_ON = ("HOME", "LOGNAME", "USER", "TMPDIR", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy", "no_proxy",

@@ -15,7 +15,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,8 @@ def daemon_arguments(monitor: int, *, root: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def node(number: int, file: Path, *, backing: int | None, writable: bool) -> dict[str, Any]:
-    """The arguments of ``blockdev-add`` for one layer.
+def node(number: int, *, backing: int | None, writable: bool) -> dict[str, Any]:
+    """The arguments of ``blockdev-add`` for one layer, whose file is behind the link /sys/layer<number>.
 
     The file is never flushed while the layer is at work (what a crash of the machine leaves of it is thrown away), but
     once when it is closed; nor locked: a finished layer may be read by others while this daemon still holds it open.
@@ -113,18 +113,8 @@ def node(number: int, file: Path, *, backing: int | None, writable: bool) -> dic
         "driver": "qcow2", "node-name": f"layer{number}", "read-only": not writable, "discard": "unmap",
         "backing": None if backing is None else f"layer{backing}",
         "cache": {"no-flush": True},
-        "file": {"driver": "file", "filename": str(file.resolve()), "locking": "off", "cache": {"no-flush": True}},
+        "file": {"driver": "file", "filename": f"/sys/layer{number}", "locking": "off", "cache": {"no-flush": True}},
     }  # fmt: skip
-
-
-def flush_file(file: Path) -> None:
-    """Bring a file and its name to the disk (fsync)."""
-    for path in (file, file.parent):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class Attached:
@@ -133,11 +123,12 @@ class Attached:
     def __init__(self, host: Host, qmp: Qmp, pid: int, files: Sequence[Path], *, writable: bool, nbd: bool) -> None:
         self._host, self._qmp = host, qmp
         self._writable = writable
-        self.path = Path(f"/proc/{pid}/root/sys/disk")
-        self.socket = Path(f"/proc/{pid}/root/sys/nbd")
+        self._sys = Path(f"/proc/{pid}/root/sys")
+        self.path, self.socket = self._sys / "disk", self._sys / "nbd"
         for number, file in enumerate(files):
             self._open(number, file, number - 1 if number else None, writable and number == len(files) - 1)
-        self._top, self._file = len(files) - 1, files[-1]
+        self._top, self._named = len(files) - 1, files[-1]
+        self._file = os.open(files[-1], os.O_RDONLY)
         export: dict[str, Any] = {"id": _EXPORT, "node-name": f"layer{self._top}", "writable": writable}
         if nbd:
             qmp.execute("nbd-server-start", addr={"type": "unix", "data": {"path": "/sys/nbd"}})
@@ -153,13 +144,20 @@ class Attached:
                 ) from error
 
     def _open(self, number: int, file: Path, backing: int | None, writable: bool) -> None:
+        self._link(number, file)
         try:
-            self._qmp.execute("blockdev-add", **node(number, file, backing=backing, writable=writable))
+            self._qmp.execute("blockdev-add", **node(number, backing=backing, writable=writable))
         except ToolFailed as error:
             raise BuildError(
                 f"cannot open the disk layer {file}: {error.message}",
                 hint="it may be damaged: see 'qemu-img check', and 'imagesmith cache verify'",
             ) from error
+
+    def _link(self, number: int, file: Path) -> None:
+        """Tell the daemon what a layer's file is called: it opens files by name again when they become read-only."""
+        link = self._sys / f"layer{number}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.resolve())
 
     def flush(self) -> None:
         """Bring all that was written so far to the disk: the layer's file is complete after this.
@@ -167,24 +165,31 @@ class Attached:
         The caller has flushed (or unmounted) the guest's file systems before.
         """
         # There is no command to flush; opening a node anew with the options that it has begins with a flush.
-        options = node(self._top, self._file, backing=self._top - 1 if self._top else None, writable=self._writable)
+        options = node(self._top, backing=self._top - 1 if self._top else None, writable=self._writable)
         self._qmp.execute("blockdev-reopen", within=_FLUSH_SECONDS, options=[options])
-        flush_file(self._file)
+        os.fsync(self._file)
 
-    def advance(self, into: Path, below: Path | None = None) -> None:
+    def advance(self, into: Path, *, below: Path | None = None) -> None:
         """Close the layer at work, and open ``into`` (the name of a qcow2 to be made) on top of it, live.
 
-        ``below`` is the name of the layer at work, where it has been renamed since it was opened.
-
-        What is mounted may stay so where its file systems are flushed and nothing writes. Raises BuildError.
+        ``below`` is the name of the layer at work, where it was renamed since it was opened. What is mounted may stay
+        so where its file systems are flushed and nothing writes. Raises BuildError.
         """
-        self._file = below or self._file
-        make_overlay(self._file, into, self._host)
+        if below is not None:
+            self._link(self._top, below)
+        make_overlay(below or self._named, into, self._host)
         self._open(self._top + 1, into, None, True)
         self._qmp.execute("blockdev-snapshot", within=_FLUSH_SECONDS,
                           node=f"layer{self._top}", overlay=f"layer{self._top + 1}")  # fmt: skip
-        flush_file(self._file)
-        self._top, self._file = self._top + 1, into
+        os.fsync(self._file)
+        os.close(self._file)
+        self._top, self._named, self._file = self._top + 1, into, os.open(into, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Bring the file at work to the disk, whatever it is called by now."""
+        if self._writable:
+            os.fsync(self._file)
+        os.close(self._file)
 
 
 @contextmanager
@@ -198,29 +203,27 @@ def attached(files: Sequence[Path], host: Host, *, writable: bool, nbd: bool = F
         read_header(file)
     host.require("qemu-storage-daemon", "open a disk")
     ours, theirs = socket_pair()
-    with tempfile.TemporaryFile() as said:
-        with (
-            ours, theirs,
-            host.start(daemon_arguments(theirs.fileno(), root=os.geteuid() == 0), purpose="open a disk",
-                       pass_fds=[theirs.fileno()], stderr=said) as daemon,
-        ):  # fmt: skip
-            theirs.close()
-            try:
-                qmp = Qmp(ours, name="the storage daemon", alive=lambda: daemon.poll() is None)
-            except ToolFailed as error:
-                said.seek(0)
-                tail = said.read().decode("utf-8", "replace").strip()
-                raise BuildError(f"the storage daemon does not start: {tail or error.message}", hint=(
-                    "it needs namespaces of its own (see unshare(1)): is this a container without that right, or does "
-                    "the kernel refuse user namespaces to users?")) from error  # fmt: skip
-            with qmp:
-                disk = Attached(host, qmp, daemon.pid, files, writable=writable, nbd=nbd)
-                yield disk
-                qmp.execute("block-export-del", within=_FLUSH_SECONDS, id=_EXPORT, mode="hard")
-                qmp.execute("quit", within=_FLUSH_SECONDS)
-            daemon.wait()
-        if writable:
-            flush_file(disk._file)
+    with (
+        ExitStack() as stack, tempfile.TemporaryFile() as said, ours, theirs,
+        host.start(daemon_arguments(theirs.fileno(), root=os.geteuid() == 0), purpose="open a disk",
+                   pass_fds=[theirs.fileno()], stderr=said) as daemon,
+    ):  # fmt: skip
+        theirs.close()
+        try:
+            qmp = Qmp(ours, name="the storage daemon", alive=lambda: daemon.poll() is None)
+        except ToolFailed as error:
+            said.seek(0)
+            tail = said.read().decode("utf-8", "replace").strip()
+            raise BuildError(f"the storage daemon does not start: {tail or error.message}", hint=(
+                "it needs namespaces of its own (see unshare(1)): is this a container without that right, or does "
+                "the kernel refuse user namespaces to users?")) from error  # fmt: skip
+        with qmp:
+            disk = Attached(host, qmp, daemon.pid, files, writable=writable, nbd=nbd)
+            stack.callback(disk.close)
+            yield disk
+            qmp.execute("block-export-del", within=_FLUSH_SECONDS, id=_EXPORT, mode="hard")
+            qmp.execute("quit", within=_FLUSH_SECONDS)
+        daemon.wait()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import json
 import os
 import select
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from imagesmith.errors import BuildError, GuestFailed, Interrupted, MissingTool, TimedOut
-from imagesmith.host import Host
+from imagesmith.host import PIPE, Host, Process
 
 LAUNCH_SECONDS = 300.0
 """A launch takes 10 to 50 s under TCG; the first one on a machine also builds the appliance."""
@@ -44,11 +43,14 @@ class ApplianceError(BuildError):
 class Appliance:
     """A running worker."""
 
-    def __init__(self, host: Host, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    def __init__(self, host: Host, process: Process, said: IO[bytes]) -> None:
         self._host, self._process, self._said = host, process, said
         self._rest = b""
         self.deadline: float | None = None
         """When the step at work must be done (of the monotonic clock)."""
+        known = host.environment()
+        proxies: tuple[str, ...] = ("http_proxy", "https_proxy", "no_proxy")
+        self.proxies = {name: known[name] for name in proxies if name in known}
 
     def call(self, method: str, *arguments: object, within: float = CALL_SECONDS, **named: object) -> Any:
         """Call a method of libguestfs' handle. Raises ApplianceError, GuestFailed (it is gone), TimedOut."""
@@ -148,7 +150,7 @@ def started(
         program = inspect.getsource(serve) + f"\n{serve.__name__}()\n"
         process = stack.enter_context(
             host.start([*before, python, "-I", "-c", program], purpose="reach into a disk with libguestfs", env=env,
-                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+                       stdin=PIPE, stdout=PIPE, stderr=said)
         )  # fmt: skip
         appliance = Appliance(host, process, said)
         appliance.call("set_backend", "direct")

@@ -142,9 +142,10 @@ class ApplianceRoot:
         return Result(status, output)
 
     def _script(self, argv: Sequence[str], env: Mapping[str, str]) -> bytes:
-        known = {
+        known: dict[str, str] = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
-            "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SOURCE_DATE_EPOCH": str(self.epoch), **env,
+            "LANG": "C.UTF-8", "TERM": "dumb", "DEBIAN_FRONTEND": "noninteractive",
+            "SOURCE_DATE_EPOCH": str(self.epoch), **self._appliance.proxies, **env,
         }  # fmt: skip
         for name in known:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):

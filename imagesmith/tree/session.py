@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from imagesmith.errors import BuildError, Interrupted, StepFailed, TimedOut, ToolFailed
-from imagesmith.host import Host
+from imagesmith.host import PIPE, Host, Process
 from imagesmith.interfaces import Log, Result
 from imagesmith.tree import idmap, wire
 from imagesmith.tree.mounts import BlockMount, Mount
@@ -42,7 +41,7 @@ class TreeRoot:
     online = False
 
     def __init__(
-        self, host: Host, process: subprocess.Popen[bytes], stderr: IO[bytes], *, epoch: int, log: Log
+        self, host: Host, process: Process, stderr: IO[bytes], *, epoch: int, log: Log
     ) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -216,7 +215,7 @@ def open_root(
         raise BuildError("only root can mount a disk's file system", hint="use the guestfs driver (via: guestfs)")
     argv = [sys.executable, "-I", "-S", "-B", "-c", _START, str(_PACKAGE_ROOT)]
     with tempfile.TemporaryFile() as stderr, host.start(
-        argv, purpose="open a root file system", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        argv, purpose="open a root file system", stdin=PIPE, stdout=PIPE, stderr=stderr
     ) as process:  # fmt: skip
         root = TreeRoot(host, process, stderr, epoch=epoch, log=log)
         root.limit(timeout, log)
