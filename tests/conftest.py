@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +72,12 @@ class Golden:
 
 
 @pytest.fixture(scope="session")
-def golden(command: Command) -> Iterator[Golden]:
+def golden(command: Command) -> Golden:
     """Build the shared image: bootstrap, steps, assembly, checks under both firmwares, all outputs."""
     recipe = HERE / "recipes" / "golden.yaml"
     ran = command("build", recipe)
     folder = command.output / "golden"
-    yield Golden(recipe, folder, json.loads((folder / "manifest.json").read_text()), ran)
+    return Golden(recipe, folder, json.loads((folder / "manifest.json").read_text()), ran)
 
 
 # -- skips -------------------------------------------------------------------------------------------------------

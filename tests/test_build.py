@@ -1,0 +1,119 @@
+"""From a recipe to checked images, end to end, as a user does it; one image serves all tests here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tests import consumers
+from tests.conftest import Command, Golden
+
+
+def test_the_image_was_booted_and_checked_under_both_firmwares(golden: Golden) -> None:
+    checks = golden.manifest["checks"]
+    assert {c["firmware"] for c in checks} == {"bios", "uefi"}
+    assert len(checks) == 22
+    assert all(c["passed"] for c in checks)
+
+
+def test_what_a_build_leaves(golden: Golden) -> None:
+    names = {path.name for path in golden.folder.iterdir()}
+    assert names == {
+        "golden.qcow2", "golden.raw", "golden.ova", "golden.libvirt.box", "golden.oci.tar", "manifest.json",
+        "SHA256SUMS", "logs",
+    }  # fmt: skip
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=golden.folder, check=True)
+    logs = [path.name for path in (golden.folder / "logs").iterdir()]
+    assert any("packages-nginx-light" in name for name in logs)
+    assert any("check-uefi" in name for name in logs)
+    manifest = golden.manifest
+    assert manifest["variables"] == {"greeting": "hello", "admin": "vagrant"}
+    assert {f["name"] for a in manifest["artifacts"] for f in a["files"]} == names - {
+        "manifest.json", "SHA256SUMS", "logs"}  # fmt: skip
+    assert manifest["host"]["tools"]["qemu-img"].startswith("qemu-img version")
+    assert manifest["nodes"][0]["verb"] == "base"
+    assert "golden.ova" in golden.ran.out
+    assert "11 checks under bios, 11 checks under uefi" in golden.ran.out
+
+
+def test_nothing_to_do_is_said_and_done(golden: Golden, command: Command) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in golden.folder.iterdir()}
+    ran = command("build", golden.recipe)
+    assert "golden: up to date" in ran.out
+    assert before == {path.name: path.stat().st_mtime_ns for path in golden.folder.iterdir()}
+
+
+def test_a_change_runs_only_what_follows_it(golden: Golden, command: Command) -> None:
+    planned = command("plan", golden.recipe, "--var", "greeting=goodbye").out.splitlines()
+    assert [line.split()[0] for line in planned] == ["there"] * 7 + ["run"] * 10
+    assert "run changed" in planned[7]
+    assert "'7 leave a mark' runs" in planned[8]
+    ran = command("build", golden.recipe, "--var", "greeting=goodbye", "--no-checks", "--only", "oci",
+                  "--log-format", "json")  # fmt: skip
+    events = [json.loads(line) for line in ran.err.splitlines()]
+    done = [event["node"] for event in events if event["event"] == "node-done"]
+    assert done == ["7 leave a mark", "8 cleanup", "output oci"]
+    assert {"plan", "node-cached", "node-start", "node-log", "artifact", "summary"} <= {e["event"] for e in events}
+    assert all(event["time"].endswith("Z") for event in events)
+    command("build", golden.recipe)  # the shared image is as it was
+
+
+def test_an_artifact_that_was_changed_or_lost_is_put_back(golden: Golden, command: Command) -> None:
+    (golden.folder / "golden.qcow2").unlink()
+    command("build", golden.recipe)
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=golden.folder, check=True)
+
+
+def test_a_failed_check_fails_the_build_and_leaves_the_good_result(
+    golden: Golden, command: Command, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "golden.yaml"
+    text = f"""\
+name: golden
+base: {{recipe: {golden.recipe}}}
+machine: {{memory: 1G}}
+steps: [{{cleanup: false}}]
+checks:
+  - boot: {{within: 10m}}
+  - file: {{path: /etc/mark, contains: never said}}
+  - service: nginx
+  - package: emacs
+outputs: [qcow2]
+"""
+    recipe.write_text(text)
+    before = (golden.folder / "manifest.json").read_bytes()
+    report = tmp_path / "junit.xml"
+    ran = command("test", recipe, "--junit", report, expect=1)
+    assert "2 of 4 checks failed under bios" in ran.err
+    assert "hello" in ran.err  # what was seen in the file
+    cases = {case.get("name"): case for case in ET.parse(report).iter("testcase")}
+    assert len(cases) == 4
+    failed = [name for name, case in cases.items() if case.find("failure") is not None]
+    assert sorted(failed) == ["file /etc/mark", "package emacs"]
+    assert (golden.folder / "manifest.json").read_bytes() == before
+
+
+# -- the artifacts in their consumers ----------------------------------------------------------------------------
+
+
+def test_raw_and_qcow2_hold_the_same_disk(golden: Golden) -> None:
+    subprocess.run(["qemu-img", "check", "-q", golden.folder / "golden.qcow2"], check=True)
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", golden.folder / "golden.qcow2",
+                    golden.folder / "golden.raw"], check=True)  # fmt: skip
+
+
+def test_the_appliance_is_read_by_virt_v2v(golden: Golden) -> None:
+    said = consumers.v2v_print_source(golden.folder / "golden.ova")
+    assert "golden" in said
+
+
+@pytest.mark.slow
+def test_built_twice_from_nothing_it_is_the_same_file(golden: Golden, tmp_path: Path) -> None:
+    again = Command(tmp_path / "store", tmp_path / "output")
+    again("build", golden.recipe, "--no-checks")
+    ours = (golden.folder / "SHA256SUMS").read_text()
+    assert (tmp_path / "output" / "golden" / "SHA256SUMS").read_text() == ours

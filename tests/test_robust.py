@@ -1,0 +1,231 @@
+"""What happens when things go wrong: said clearly, nothing left running, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+
+HEAD = """\
+name: small
+base: {bootstrap: {distribution: debian, suite: bookworm, kernel: none}}
+outputs: [oci]
+steps:
+"""
+
+
+def write(folder: Path, steps: str, head: str = HEAD) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "small.yaml").write_text(head + steps)
+    return folder / "small.yaml"
+
+
+@pytest.fixture
+def quick(command: Command, tmp_path: Path) -> Command:
+    """The command with the shared store and an output folder of its own."""
+    return Command(command.store, tmp_path / "output")
+
+
+def of_ours(store: Path) -> list[str]:
+    """Processes and mounts that belong to a build with this store."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                environment = (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"IMAGESMITH_CACHE={store}".encode() in environment or str(store) in words:
+                found.append(words)
+    found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(store) in line]
+    loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=False).stdout
+    return found + [line for line in loops.splitlines() if str(store) in line]
+
+
+def gone(store: Path) -> bool:
+    """Wait until nothing of ours is left: the kernel takes a moment to end a namespace."""
+    for _ in range(100):
+        if not of_ours(store):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_step_that_fails_shows_its_last_lines_and_costs_nothing_before_it(quick: Command, tmp_path: Path) -> None:
+    good = "  - shell: echo one > /one\n"
+    recipe = write(tmp_path, good + "  - name: break\n    shell: |\n      echo the reason is this\n      exit 7\n")
+    ran = quick("build", recipe, expect=1)
+    assert "2 break" in ran.err
+    assert "exit status 7" in ran.err
+    assert "the reason is this" in ran.err
+    assert not (quick.output / "small" / "manifest.json").exists()
+    assert "the reason is this" in (quick.output / "small" / "failed" / "2-break.log").read_text()
+    write(tmp_path, good + "  - name: break\n    shell: echo mended\n")
+    ran = quick("build", recipe)
+    assert "cached 1 shell" in ran.err
+    assert "done   2 break" in ran.err
+    assert not (quick.output / "small" / "failed").exists()
+
+
+def test_a_step_that_hangs_is_ended_with_all_it_started(quick: Command, tmp_path: Path) -> None:
+    recipe = write(tmp_path, "  - name: hang\n    shell: echo waiting; sleep 1000 & sleep 1000\n    timeout: 3s\n")
+    ran = quick("build", recipe, expect=1)
+    assert "did not end within" in ran.err
+    assert "waiting" in ran.err
+    assert gone(quick.store)
+
+
+def test_retries(quick: Command, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.mkdir()
+    # the layer of a failed try is thrown away, so what it did is not seen by the next
+    recipe = write(tmp_path, "  - name: flaky\n    retries: 1\n    shell: test ! -e /tried; touch /tried; false\n")
+    ran = quick("build", recipe, expect=1)
+    assert "trying again (0 left)" in ran.err
+    assert ran.err.count("FAILED 1 flaky") == 2
+
+
+def test_secrets_are_used_and_found_nowhere(quick: Command, tmp_path: Path) -> None:
+    secret = f"s3cr3t-{random.getrandbits(64):x}"
+    head = HEAD.replace("steps:", "variables: {token: {secret: {env: THE_TOKEN}}}\nsteps:")
+    recipe = write(tmp_path, """\
+  - name: use it
+    shell: {run: 'echo "$TOKEN"; test -n "$TOKEN"; echo "length ${#TOKEN}"', env: {TOKEN: "{{ token }}"}}
+""", head)  # fmt: skip
+    missing = quick("build", recipe, expect=2)
+    assert "the environment variable THE_TOKEN is not set" in missing.err
+    ran = quick("build", recipe, "--log-format", "json", env={"THE_TOKEN": secret})
+    assert secret not in ran.err + ran.out
+    assert "***" in ran.err
+    for path in [*quick.output.rglob("*"), quick.store / "index.db", *quick.store.glob("index.db-*"),
+                 *quick.store.glob("layers/*/log")]:  # fmt: skip
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+def test_two_builds_at_once_do_each_node_once(quick: Command, tmp_path: Path) -> None:
+    stamp = f"{time.time()}"
+    steps = f"  - name: slow\n    shell: 'echo {stamp} > /stamp; sleep 2'\n  - name: last\n    shell: echo > /last\n"
+    recipe = write(tmp_path, steps)
+    other = Command(quick.store, tmp_path / "other")
+    builds = [c.start("build", recipe, "--log-format", "json") for c in (quick, other)]
+    done: list[str] = []
+    for build in builds:
+        _, err = build.communicate(timeout=300)
+        assert build.returncode == 0, err[-3000:]
+        done += [e["node"] for e in map(json.loads, err.splitlines()) if e["event"] == "node-done"]
+    assert sorted(done) == ["1 slow", "2 last", "3 cleanup", "output oci"]
+
+
+def test_interrupted_anywhere_it_goes_on_after_the_last_finished_step(quick: Command, tmp_path: Path) -> None:
+    stamp = f"{time.time()}"
+    steps = "".join(f"  - name: part {n}\n    shell: 'echo {stamp} {n} > /part{n}; sleep 0.3'\n" for n in range(6))
+    recipe = write(tmp_path, steps)
+    chance, finished = random.Random(stamp), set[str]()
+    for round_ in range(8):
+        build = quick.start("build", recipe, "--log-format", "json")
+        time.sleep(chance.uniform(0.3, 1.6))
+        number = chance.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+        build.send_signal(number)
+        _, err = build.communicate(timeout=60)
+        assert build.returncode in (0, 130, -9), err[-3000:]
+        assert gone(quick.store), f"{number!r} left: {of_ours(quick.store)}"
+        lines = []
+        for line in err.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue  # the line that was being written, or the last word of the interrupted command
+        done = {e["node"] for e in lines if e["event"] == "node-done"}
+        assert not done & finished, f"round {round_} did again what was finished"
+        finished |= done
+        assert quick("cache", "verify").out == "sound\n"
+    ran = quick("build", recipe, "--log-format", "json")
+    events = [json.loads(line) for line in ran.err.splitlines()]
+    assert {e["node"] for e in events if e["event"] == "node-cached"} >= finished
+    assert not list((quick.store / "layers").glob("*.part"))
+    assert sorted(p.name for p in quick.output.iterdir()) == ["small"]
+
+
+def test_no_network_is_said(quick: Command, tmp_path: Path) -> None:
+    head = HEAD.replace("kernel: none", "kernel: none, mirror: 'http://127.0.0.1:9/debian'")
+    ran = quick("build", write(tmp_path, "  - shell: 'true'\n", head), expect=1)
+    assert "127.0.0.1:9" in ran.err
+    assert gone(quick.store)
+
+
+def test_a_missing_tool_is_named_with_its_packages(command: Command, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    fresh = Command(tmp_path / "store", tmp_path / "output")
+    recipe = write(tmp_path, "  - shell: 'true'\n")
+    # a PATH without mmdebstrap: everything else that is in /usr/bin and /usr/sbin
+    for folder in ("/usr/bin", "/usr/sbin"):
+        for program in Path(folder).iterdir():
+            if program.name != "mmdebstrap" and not (tools / program.name).exists():
+                (tools / program.name).symlink_to(program)
+    ran = fresh("build", recipe, expect=1, env={"PATH": str(tools), "IMAGESMITH_ONLY_PATH": "1"})
+    assert "'mmdebstrap' is not installed; it is needed to" in ran.err
+    assert "Debian/Ubuntu mmdebstrap, Fedora mmdebstrap" in ran.err
+
+
+def test_no_space_left_is_said_and_leaves_nothing(quick: Command, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system to fill up")
+    small = tmp_path / "small-disk"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", small], check=True)
+    try:
+        ran = Command(small / "store", tmp_path / "output")("build", write(tmp_path, "  - shell: 'true'\n"), expect=1)
+        assert "space" in ran.err
+        assert not list((small / "store" / "layers").iterdir())
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_guest_that_never_boots_is_shown(quick: Command, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.raw"
+    with blank.open("wb") as stream:
+        stream.truncate(64 << 20)
+    ran = quick("test", blank, expect=1)
+    assert "no" in ran.err.lower()
+
+
+def test_hostile_images_are_refused(quick: Command, tmp_path: Path) -> None:
+    evil = tmp_path / "evil.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", evil, "1M"],
+                   check=True)  # fmt: skip
+    ran = quick("test", evil, expect=1)
+    assert "/etc/passwd" in ran.err
+    half = tmp_path / "half.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", half, "1G"], check=True)
+    os.truncate(half, 100)
+    assert "half.qcow2" in quick("test", half, expect=1).err
+
+
+def test_wrong_words_on_the_command_line(quick: Command, tmp_path: Path) -> None:
+    recipe = write(tmp_path, "  - shell: 'true'\n")
+    assert "no such option" in quick("build", recipe, "--outptu", "x", expect=2).err.lower()
+    assert "did you mean 'oci'?" in quick("build", recipe, "--only", "ocii", expect=2).err
+    assert "no such file" in quick("validate", tmp_path / "none.yaml", expect=2).out
+    assert "did you mean 'packages'?" in quick("kinds", "pakages", expect=2).err
+
+
+def test_the_store_is_listed_measured_collected_and_cleared(command: Command, tmp_path: Path) -> None:
+    mine = Command(tmp_path / "store", tmp_path / "output")
+    shutil.copytree(command.store, tmp_path / "store", symlinks=True, ignore=shutil.ignore_patterns("layers"))
+    assert "MiB in" in mine("cache", "size").out
+    mine("cache", "verify", "--repair")
+    assert mine("cache", "verify").out == "sound\n"
+    mine("cache", "clear")
+    assert mine("cache", "list").out == ""
+    assert "removed" in mine("cache", "gc", "--limit", "1G").out
