@@ -36,6 +36,8 @@ _PACKAGES = {
     "x86_64-efi": ("grub-efi-amd64-bin", "grub2-efi-x64-modules", "grub"),
     "arm64-efi": ("grub-efi-arm64-bin", "grub2-efi-aa64-modules", "grub"),
 }
+FOLDERS = (Path("/usr/lib/grub"), Path("/usr/share/grub"), Path("/usr/lib/grub2"))
+"""Where distributions keep GRUB's files, by target."""
 EFI_TARGET = {"x86_64": ("x86_64-efi", "EFI/BOOT/BOOTX64.EFI"), "aarch64": ("arm64-efi", "EFI/BOOT/BOOTAA64.EFI")}
 _CONSOLES = {"x86_64": "console=tty0 console=ttyS0,115200", "aarch64": "console=tty0 console=ttyAMA0,115200"}
 
@@ -51,7 +53,7 @@ def arguments(arch: str, root: str, cmdline: str) -> str:
 
 def find_platform(target: str, host: Host) -> Path:
     """The folder with GRUB's files for ``target``. Raises MissingTool with the packages that hold them."""
-    for folder in (Path("/usr/lib/grub"), Path("/usr/share/grub"), Path("/usr/lib/grub2")):
+    for folder in FOLDERS:
         if (folder / target / "kernel.img").exists():
             return folder / target
     raise MissingTool(f"GRUB's files for {target} are not installed; they are needed to make a disk bootable",
