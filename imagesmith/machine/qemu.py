@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
 from typing import Self, TypeVar
 
 from imagesmith.errors import GuestFailed, ImagesmithError, Interrupted, TimedOut, ToolFailed
-from imagesmith.host import Host
+from imagesmith.host import Host, Process, ProcessTimeout
 from imagesmith.machine import png
 from imagesmith.machine.arguments import MachineSpec, Wires, arguments
 from imagesmith.machine.console import Console, panic
@@ -38,7 +37,7 @@ class Machine:
     qmp: Qmp
     control: socket.socket
     """Our end of the control channel (see guest.py)."""
-    _process: Popen[bytes]
+    _process: Process
 
     def __init__(self, host: Host, spec: MachineSpec, folder: Path, *, purpose: str = "boot a guest") -> None:
         """``folder`` is private and takes the console's log; ``purpose`` completes "needed to …"."""
@@ -165,7 +164,7 @@ class Machine:
     def _wait_for_exit(self, seconds: float) -> bool:
         try:
             self._process.wait(seconds)
-        except TimeoutExpired:
+        except ProcessTimeout:
             return False
         return True
 
