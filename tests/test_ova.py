@@ -14,6 +14,7 @@ from imagesmith.archive import Archive
 from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.interfaces import Disk
 from imagesmith.outputs._ovf import Appliance, Hardware, descriptor
+from tests.conftest import Golden
 from tests.consumers import ask, boot_ova, image_info, lint_ovf, same_disk, v2v_print_source
 from tests.test_outputs import MAKER, MIB, make_disk, write
 
@@ -129,9 +130,9 @@ def swap(old: str, new: str):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.slow
-def test_the_appliance_boots_on_the_hardware_that_its_descriptor_asks_for(golden: Path, tmp_path: Path) -> None:
-    """``golden`` is the folder of a finished build whose guest starts an SSH server."""
-    assert boot_ova(next(golden.glob("*.ova")), tmp_path).startswith("SSH-2.0-")
+def test_the_appliance_boots_on_the_hardware_that_its_descriptor_asks_for(golden: Golden, tmp_path: Path) -> None:
+    """It takes the guest's drivers, an address from DHCP and a started SSH server."""
+    assert boot_ova(next(golden.folder.glob("*.ova")), tmp_path).startswith("SSH-2.0-")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imagesmith.interfaces import Disk
+from tests.conftest import Golden
 from tests.consumers import add_box, ask, image_info, lint_ovf, same_disk, vagrant_env, vagrant_up
 from tests.test_outputs import MIB, make_disk, write
 
@@ -80,12 +81,12 @@ def test_a_disk_that_boots_with_uefi_alone_says_so(disk: Disk, tmp_path: Path, p
 
 
 @pytest.mark.slow
-def test_vagrant_starts_the_box_and_logs_in(golden: Path) -> None:
-    """``golden`` is the folder of a finished build whose guest has the user vagrant with the insecure key and sudo."""
+def test_vagrant_starts_the_box_and_logs_in(golden: Golden) -> None:
+    """The golden image has the user vagrant with Vagrant's insecure key and sudo without a password."""
     if os.geteuid() != 0:
         pytest.skip("libvirt's system daemon needs root")
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
-        said = vagrant_up(next(golden.glob("*.libvirt.box")), Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
+        said = vagrant_up(next(golden.folder.glob("*.libvirt.box")), Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
     user, root, machine = said.splitlines()
     assert (user, root) == ("vagrant", "0")
     assert len(machine) == 32

@@ -76,6 +76,8 @@ class Oci(FilesOutput, name="oci", version=1):
             log(f"{name}: {size // MIB} MiB in one layer, {compressed.size // MIB} MiB compressed")
             documents = self._documents(maker, plain.name, compressed.name, compressed.size)
             with (work / name).open("wb") as out, Archive(out, epoch=maker.epoch) as archive:
+                for folder in ("blobs", "blobs/sha256"):  # or skopeo makes them root's, and fails as another user
+                    archive.directory(folder)
                 for path, content in documents.items():
                     archive.data(path, content)
                 archive.file(f"blobs/sha256/{compressed.name}", layer)
