@@ -129,3 +129,10 @@ def owner_ids(owner: str, passwd: bytes, group: bytes) -> tuple[int, int]:
             raise KeyError(group_name)
         return uid, int(gid_text)
     return uid, gid
+
+
+def guest_file(name: str) -> bytes:
+    """One of our own files for guests, from ``templates/guest/`` (in the package, or beside it in a clone)."""
+    package = Path(__file__).parent
+    inside = package / "templates" / "guest" / name
+    return (inside if inside.exists() else package.parent / "templates" / "guest" / name).read_bytes()

@@ -110,8 +110,7 @@ class _Agent:
 
     def _run(self, request: dict[str, Any], payload: bytes) -> dict[str, Any]:
         """Run one of the guest's programs."""
-        if self._furniture is None:
-            self._furnish()
+        self._furnish()
 
         def enter() -> None:
             guest.enter(self._root)
@@ -237,6 +236,8 @@ class _Agent:
         return {"value": self._in_child(lambda: os.path.exists(request["path"]))}
 
     def _unpack(self, request: dict[str, Any], payload: bytes) -> dict[str, Any]:
+        self._furnish()
+
         def work() -> None:
             stream = _Frames()
             try:
@@ -248,6 +249,7 @@ class _Agent:
         return {}
 
     def _remove(self, request: dict[str, Any], payload: bytes) -> dict[str, Any]:
+        self._furnish()
         self._in_child(lambda: guest.remove(request["paths"]))
         return {}
 
@@ -263,6 +265,9 @@ class _Agent:
     # -- coming and going ----------------------------------------------------------------------------------------
 
     def _furnish(self) -> None:
+        """See to it that what programs expect is there. Files come after that too: ``/run`` is not the layer's."""
+        if self._furniture is not None:
+            return
         furniture = Furniture(self._resolver)
         furniture.mount(self._root)
 

@@ -34,6 +34,14 @@ def remove(host: Host, path: Path) -> None:
         inside(host, argv, purpose="remove a layer", log=lambda _: None)
 
 
+def measure(host: Host, path: Path) -> int:
+    """The bytes that a folder takes on its medium, whoever its files belong to."""
+    lines: list[str] = []
+    argv = ["du", "--summarize", "--block-size=1", "--one-file-system", "--", str(path)]
+    inside(host, argv, purpose="measure a layer", log=lines.append)
+    return int(lines[-1].split()[0])
+
+
 def available(host: Host, folder: Path | None = None) -> str:
     """Why trees cannot be used on this host, in ``folder`` (by default that for temporary files); empty: they can."""
     try:

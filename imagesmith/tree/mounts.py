@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from imagesmith.tree import linux
@@ -102,7 +103,8 @@ class Mounted:
         """Mount over ``upper`` itself. Layers are named by descriptor, so that hundreds fit in the mount's one page.
 
         ``userxattr``: without privilege in the first user namespace, overlayfs keeps its notes in user.overlay.*
-        (kernel: Documentation/filesystems/overlayfs.rst, "User xattr").
+        (kernel: Documentation/filesystems/overlayfs.rst, "User xattr"). ``volatile``: no fsync of the guest reaches
+        the medium; the layer is flushed as a whole when it is done (ibid., "Volatile mount").
         """
         self._lower = [_folder(path) for path in reversed(mount.layers)]
         os.chdir("/proc/self/fd")
@@ -111,7 +113,7 @@ class Mounted:
             self.made = _folder(mount.upper)
             _same_attributes(self._lower[0], self.made)
             work = _folder(mount.work)
-            linux.mount("overlay", self.place, "overlay", 0, f"{data},upperdir={self.made},workdir={work}")
+            linux.mount("overlay", self.place, "overlay", 0, f"{data},volatile,upperdir={self.made},workdir={work}")
             os.close(work)
         elif len(self._lower) > 1:
             linux.mount("overlay", self.place, "overlay", linux.RDONLY, data)
@@ -139,7 +141,7 @@ class Mounted:
         if self.made is None:
             return
         if isinstance(self._mount, OverlayMount):
-            _remove_empty_tree(self._mount.work)
+            shutil.rmtree(self._mount.work)
             for path in touched:
                 self._forget(path.strip("/"))
         normalise(self.made, since, epoch)
@@ -214,15 +216,6 @@ def _same_attributes(source: int, target: int) -> None:
     os.fchown(target, found.st_uid, found.st_gid)
     os.fchmod(target, stat.S_IMODE(found.st_mode))
     os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
-
-
-def _remove_empty_tree(path: str) -> None:
-    for directory, folders, _ in os.walk(path, topdown=False):
-        for folder in folders:
-            with suppress(OSError):
-                os.rmdir(os.path.join(directory, folder))
-    with suppress(OSError):
-        os.rmdir(path)
 
 
 def normalise(root: int, since: float, epoch: int) -> None:
