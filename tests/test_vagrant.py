@@ -86,7 +86,8 @@ def test_vagrant_starts_the_box_and_logs_in(golden: Golden) -> None:
     if os.geteuid() != 0:
         pytest.skip("libvirt's system daemon needs root")
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
-        said = vagrant_up(next(golden.folder.glob("*.libvirt.box")), Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
+        box = next(golden.folder.glob("*.libvirt.box"))
+        said = vagrant_up(box, Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
     user, root, machine = said.splitlines()
     assert (user, root) == ("vagrant", "0")
     assert len(machine) == 32
