@@ -120,7 +120,9 @@ Mode = Annotated[int, BeforeValidator(_mode), WithJsonSchema({"type": "string", 
 class Options(BaseModel):
     """A group of options: unknown names are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
+    )
 
     def identity(self) -> dict[str, object]:
         """Everything that the result depends on, as plain values; files are there by their contents."""
