@@ -115,7 +115,7 @@ class GuestfsSession:
             appliances.started(self._host, serve, socket=self._disk.socket, writable=True, network=True,
                                accelerator=self._accelerator)
         )  # fmt: skip
-        self._mounts = _find_root(self._appliance)
+        self._mounts = self._mounts or _find_root(self._appliance)
         return self._appliance, self._disk
 
     def _drop(self) -> None:

@@ -88,7 +88,7 @@ class Mounted:
             self._inner: list[str] = []
             _mount_part(mount, mount.offset, mount.size, mount.fs, self.place)
             for point, offset, size, fs in mount.inner:
-                place = self.place + os.path.normpath("/" + point)
+                place = self.place + os.path.normpath("/" + point.strip("/"))
                 if os.path.realpath(place) != place or not os.path.isdir(place):
                     raise OSError(errno.ENOTDIR, "no folder to mount a partition on", point)
                 try:
