@@ -15,6 +15,7 @@ import signal
 import tarfile
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from imagesmith.tree import guest, linux, wire
@@ -77,6 +78,8 @@ class _Agent:
             linux.mount("proc", "/proc", "proc", linux.NOSUID | linux.NODEV | linux.NOEXEC)
         except PermissionError:
             pass  # a container that hides parts of /proc: its own must do
+        with suppress(OSError):
+            linux.read_only("/sys")  # nothing that runs here shall set up the host
         self._resolver: bytes = begin["resolver"].encode()
         self._since: float = begin["since"]
         self._epoch: int = begin["epoch"]

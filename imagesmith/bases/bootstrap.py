@@ -1,0 +1,183 @@
+"""A Debian or Ubuntu system made of packages."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from imagesmith.archive import Archive, archive_of, guest_file
+from imagesmith.bases._mirrors import Mirrors, host_mirrors, sources
+from imagesmith.errors import BuildError
+from imagesmith.interfaces import Root, Workshop
+from imagesmith.kinds import UNKEYED, Base, RecipeFile
+
+Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.:-]+$")]
+Url = Annotated[str, Field(pattern=r"^(https?|file|copy)://?[^\s\[\]]+$")]
+
+_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
+_KERNELS = {"debian": "linux-image-cloud-{arch}", "ubuntu": "linux-image-virtual"}
+_COMPONENTS = {"debian": ["main"], "ubuntu": ["main", "universe"]}
+_BOOTABLE = ("systemd", "systemd-sysv", "udev", "dbus", "initramfs-tools", "zstd", "e2fsprogs", "kmod", "linux-base")
+"""What a system needs besides its kernel to boot, be reached and shut down."""
+_SEPARATE = ("?exact-name(systemd-repart)", "?exact-name(systemd-resolved)")
+"""Packages of newer suites; older ones have them inside of systemd, and then these apt patterns match nothing."""
+_HOST_KEYRING = "/usr/share/keyrings/{distribution}-archive-keyring.gpg"
+_OWN_KEYRING = "/etc/apt/keyrings/bootstrap.gpg"
+_UNITS = "etc/systemd/system"
+_KEYS = "imagesmith-ssh-host-keys.service"
+_SETUP = """
+printf 'Acquire::Languages "none";\\nAcquire::Retries "3";\\n' >> "$MMDEBSTRAP_APT_CONFIG"
+mkdir -p "$1/etc/dpkg/dpkg.cfg.d"
+echo force-unsafe-io > "$1/etc/dpkg/dpkg.cfg.d/bootstrap"
+"""
+
+class Bootstrap(Base, name="bootstrap", version=1):
+    """Make a system of a distribution's packages, with mmdebstrap: no installer, no virtual machine, no root.
+
+    Signatures are always verified. The packages come from the mirrors that this host's apt uses itself, unless
+    `mirror` names another. With a kernel (the default) the system boots on any disk that imagesmith makes of it: DHCP
+    on every Ethernet card (systemd-networkd, systemd-resolved), a serial console, a root that grows to the disk's
+    size, SSH host keys made at first boot where openssh-server is installed, the root user's password locked. With
+    `kernel: none` it holds only what `variant` and `packages` say, for containers.
+    """
+
+    gives: ClassVar[Literal["tree", "disk"]] = "tree"
+
+    distribution: Literal["debian", "ubuntu"] = Field(description="Whose packages.")
+    suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="The release's code name: bookworm, noble.")
+    packages: list[Package] = Field([], description="Packages to install besides.")
+    variant: Literal["apt", "minbase", "buildd", "important", "standard"] = Field(
+        "minbase", description="How much to begin with, as mmdebstrap names it."
+    )
+    components: list[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")]] | None = Field(
+        None, description="Parts of the archive; main for Debian, main and universe for Ubuntu."
+    )
+    mirror: Annotated[Url | None, UNKEYED] = Field(
+        None, description="The archive's address; by default that of the host's own apt sources."
+    )
+    security_mirror: Annotated[Url | None, UNKEYED] = Field(
+        None, description="The address of Debian's security updates, where `mirror` is given."
+    )
+    keyring: RecipeFile | None = Field(
+        None, description="The public keys that the archive is signed with; by default the distribution's keyring."
+    )
+    kernel: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")] | None = Field(
+        None, description="The kernel's package; by default the one for virtual machines; none for containers."
+    )
+    hostname: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")] | None = Field(
+        None, description="The host's name; by default that of the distribution."
+    )
+
+    @property
+    def trusted_origin(self) -> bool:
+        """It is made here, of signed packages."""
+        return True
+
+    def describe(self) -> str:
+        """Name distribution and suite."""
+        return f"{self.distribution} {self.suite}"
+
+    @property
+    def _boots(self) -> bool:
+        return self.kernel != "none"
+
+    def wanted(self, arch: str) -> tuple[str, ...]:
+        """The packages to install, sorted. ``arch`` as Debian names it."""
+        names = set(self.packages)
+        if self._boots:
+            names |= {*_BOOTABLE, *_SEPARATE, self.kernel or _KERNELS[self.distribution].format(arch=arch)}
+        return tuple(sorted(names))
+
+    def make(self, into: Path, shop: Workshop) -> None:
+        """Do it."""
+        arch = _ARCHES[shop.arch]
+        keyring = self._keyring()
+        lines = self._sources(shop, str(keyring))
+        begun = time.time()
+        with tempfile.TemporaryDirectory(prefix="imagesmith-") as scratch:
+            first = Path(scratch, "first.tar")
+            with first.open("wb") as out, Archive(out, epoch=shop.epoch) as archive:
+                self._before(archive)
+            shop.inside(
+                self.arguments(arch, into, lines, first),
+                purpose=f"bootstrap {self.describe()}",
+                env={"SOURCE_DATE_EPOCH": str(shop.epoch), "TMPDIR": scratch},
+            )
+        # the host's find and touch: their files are the guest's, but no link is followed
+        newer = ["-newermt", f"@{int(begun) - 1}", "-exec", "touch", "--no-dereference", f"--date=@{shop.epoch}"]
+        shop.inside(["find", str(into), "-xdev", *newer, "{}", "+"], purpose="set the files' times")
+        with shop.tree(into) as root:
+            self._finish(root, lines, keyring)
+
+    def _keyring(self) -> Path:
+        path = self.keyring or Path(_HOST_KEYRING.format(distribution=self.distribution))
+        if not path.is_file():
+            raise BuildError(
+                f"{path} is not here: {self.distribution.capitalize()}'s packages cannot be verified without its keys",
+                hint=f"install {self.distribution}-archive-keyring or {self.distribution}-keyring, or name a keyring "
+                "in the recipe: bootstrap: {keyring: FILE}",
+            )
+        return path.absolute()
+
+    def _sources(self, shop: Workshop, keyring: str) -> tuple[str, ...]:
+        if self.mirror is not None:
+            mirrors = Mirrors(self.mirror.rstrip("/"), (self.security_mirror or "").rstrip("/"))
+        else:
+            mirrors = host_mirrors(shop.host, self.distribution)
+        if self.distribution == "debian" and not mirrors.security:
+            shop.log("no mirror of Debian's security updates is known: the image will have none")
+        components = self.components or _COMPONENTS[self.distribution]
+        return sources(self.distribution, self.suite, mirrors, components, keyring)
+
+    def arguments(self, arch: str, into: Path, lines: tuple[str, ...], first: Path) -> list[str]:
+        """The mmdebstrap command. ``first`` is a tar of files that must be there before any package."""
+        setup = f'{_SETUP}tar -C "$1" -xf {shlex.quote(str(first))}'
+        hooks = [f"--setup-hook={setup}", '--customize-hook=rm "$1/etc/dpkg/dpkg.cfg.d/bootstrap"']
+        return [
+            "mmdebstrap", "--mode=root", "--format=directory", f"--variant={self.variant}", f"--architectures={arch}",
+            *(f"--include={name}" for name in self.wanted(arch)), *hooks, self.suite, str(into), *lines,
+        ]  # fmt: skip
+
+    def _before(self, archive: Archive) -> None:
+        """What packages' own scripts look at while they are installed."""
+        if self._boots:
+            archive.data("etc/fstab", guest_file("fstab"))
+            archive.data("etc/kernel-img.conf", guest_file("kernel-img.conf"))
+            archive.data("etc/initramfs-tools/conf.d/resume", b"RESUME=none\n")  # not this host's swap
+            archive.directory("boot/efi")
+
+    def _finish(self, root: Root, lines: tuple[str, ...], keyring: Path) -> None:
+        resolved = root.exists("/lib/systemd/systemd-resolved")
+        root.remove(["/etc/hostname", "/etc/resolv.conf", "/etc/.resolv.conf.systemd-resolved.bak",
+                     "/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub"])  # fmt: skip
+        root.unpack(archive_of(lambda archive: self._after(archive, resolved, lines, keyring), epoch=root.epoch))
+        if self._boots:
+            root.run(["systemctl", "enable", "systemd-networkd.service", *(["systemd-resolved.service"] * resolved)],
+                     env={"SYSTEMD_OFFLINE": "1"})  # fmt: skip
+
+    def _after(self, archive: Archive, resolved: bool, lines: tuple[str, ...], keyring: Path) -> None:
+        name = self.hostname or self.distribution
+        hosts = f"127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        archive.data("etc/hostname", f"{name}\n".encode())
+        archive.data("etc/hosts", hosts.encode())
+        own = _HOST_KEYRING.format(distribution=self.distribution)
+        if self.keyring is not None:
+            own = _OWN_KEYRING
+            archive.data(own, keyring.read_bytes())
+        archive.data("etc/apt/sources.list", "".join(f"{x.replace(str(keyring), own)}\n" for x in lines).encode())
+        if not self._boots:
+            return
+        archive.data("etc/machine-id", b"", mode=0o444)
+        archive.data("etc/default/locale", b"LANG=C.UTF-8\n")
+        archive.data("etc/repart.d/50-root.conf", guest_file("50-root.conf"))
+        archive.data("etc/systemd/network/80-dhcp.network", guest_file("80-dhcp.network"))
+        archive.data(f"{_UNITS}/systemd-networkd-wait-online.service.d/any.conf", guest_file("wait-online-any.conf"))
+        archive.data(f"{_UNITS}/{_KEYS}", guest_file("ssh-host-keys.service"))
+        archive.link(f"{_UNITS}/multi-user.target.wants/{_KEYS}", f"/{_UNITS}/{_KEYS}")
+        if resolved:
+            archive.link("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
