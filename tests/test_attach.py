@@ -90,7 +90,7 @@ def foreign(path: Path, *options: str) -> Path:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda d: foreign(d / "x", "-u", "-F", "qcow2", "-b", "/etc/shadow"), "/etc/shadow is no qcow2"),
+        (lambda d: foreign(d / "x", "-u", "-F", "qcow2", "-b", "/etc/passwd"), "/etc/passwd is no qcow2"),
         (lambda d: foreign(d / "x", "-o", f"data_file={d}/elsewhere"), "keeps its data in another file"),
         (lambda d: foreign(d / "x", "-u", "-F", "qcow2", "-b", "x"), "never end"),
         (lambda d: [(d / "x").write_bytes(b"#!/bin/sh\n" * 99), d / "x"][1], "no qcow2"),

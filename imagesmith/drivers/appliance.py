@@ -33,11 +33,7 @@ _PREFIX = "imagesmith-appliance-"
 
 
 class ApplianceError(BuildError):
-    """The appliance refused a request; ``errno`` is its word for why (0: unknown)."""
-
-    def __init__(self, message: str, errno: int) -> None:
-        super().__init__(message)
-        self.errno = errno
+    """The appliance refused a request."""
 
 
 class Appliance:
@@ -63,7 +59,7 @@ class Appliance:
             raise self._gone(method) from None
         answer = json.loads(self._line(method, until))
         if "error" in answer:
-            raise ApplianceError(answer["error"], answer["errno"])
+            raise ApplianceError(answer["error"])
         return answer.get("value")
 
     def shell(self, script: str) -> str:
@@ -182,7 +178,7 @@ def _temporary(stack: ExitStack) -> tuple[list[str], dict[str, str]]:
     if os.geteuid() == 0:
         command = 'mount -t tmpfs -o mode=0700 tmpfs /tmp; exec "$@"'
         before = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", command, "sh"]
-        return before, {"LIBGUESTFS_TMPDIR": "/tmp", "LIBGUESTFS_CACHEDIR": "/var/tmp"}
+        return before, {"TMPDIR": "/tmp", "LIBGUESTFS_TMPDIR": "/tmp", "LIBGUESTFS_CACHEDIR": "/var/tmp"}
     for old in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
         with contextlib.suppress(OSError), old.joinpath("lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from imagesmith.archive import Archive, archive_of
 from imagesmith.disk.attach import LAYER_FILE, Attached, attached, chain_of, layer_files, make_overlay
 from imagesmith.drivers import appliance as appliances
 from imagesmith.drivers.appliance import Appliance, ApplianceError
@@ -38,13 +39,24 @@ def serve() -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)  # whatever libguestfs starts must not write between our lines
     handle = guestfs.GuestFS(python_return_dict=True)
+    # libguestfs' own guard ends an orphaned QEMU only if it was ready in time. This one has no gap: QEMU asks the
+    # kernel to be killed with us, and then looks whether we are still there. (libguestfs knows a QEMU by its time.)
+    qemu = handle.get_hv()
+    guarded = os.path.join(os.environ["LIBGUESTFS_TMPDIR"], "qemu")  # noqa: PTH118
+    with open(guarded, "w") as script:  # noqa: PTH123
+        alive = '[ -e /proc/$GUARDED_BY/exe ] && exec "$0" "$@"'
+        script.write(f"#!/bin/sh\nexec setpriv --pdeathsig KILL -- sh -c '{alive}' {qemu} \"$@\"\n")
+    os.chmod(guarded, 0o700)  # noqa: PTH101
+    os.utime(guarded, (os.stat(qemu).st_mtime,) * 2)  # noqa: PTH116
+    if os.access(guarded, os.X_OK):
+        os.environ["GUARDED_BY"] = str(os.getpid())
+        handle.set_hv(guarded)
     for line in requests:
         method, arguments, named = json.loads(line)
         try:
             answer = {"value": getattr(handle, method)(*arguments, **named)}
         except (RuntimeError, UnicodeError) as error:
-            number = handle.last_errno() if isinstance(error, RuntimeError) else 0
-            answer = {"error": str(error).encode("utf-8", "replace").decode(), "errno": number}
+            answer = {"error": str(error).encode("utf-8", "replace").decode()}
         answers.write(json.dumps(answer, default=repr).encode() + b"\n")
 
 
@@ -176,19 +188,20 @@ def inject(
 
     Missing folders on the way are made (0755, root). Raises BuildError, MissingTool.
     """
+
+    def build(archive: Archive) -> None:
+        for path, (content, mode) in sorted(files.items()):
+            archive.data(path, content, mode=mode)
+        for path, target in sorted(links.items()):
+            archive.link(path, target)
+
     with (
         attached(chain_of(overlay), host, writable=True, nbd=True) as disk,
         appliances.started(host, serve, socket=disk.socket, writable=True, network=False,
                            accelerator=accelerator) as appliance,
     ):  # fmt: skip
         _mount(appliance, _find_root(appliance), writable=True)
-        for path, (content, mode) in sorted(files.items()):
-            appliance.call("mkdir_p", str(Path(path).parent))
-            appliance.upload(content, path)
-            appliance.call("chmod", mode, path)
-        for path, target in sorted(links.items()):
-            appliance.call("mkdir_p", str(Path(path).parent))
-            appliance.call("ln_sf", target, path)
+        ApplianceRoot(appliance, epoch=0, log=lambda line: None).unpack(archive_of(build, epoch=0))
         appliance.call("umount_all")
         appliance.call("sync")
         disk.flush()
