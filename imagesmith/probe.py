@@ -109,7 +109,7 @@ def _try(host: Host, arch: Arch, kernel: Path) -> Accelerator:
                        append=f"console={console} panic=-1 loglevel=4")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
         try:
-            with Machine(host, spec, Path(folder), purpose="try KVM") as machine:
+            with Machine(host, spec, Path(folder, "console.log"), purpose="try KVM") as machine:
                 why = machine.watch(partial(_stopped, machine), within=PROBE_SECONDS, doing="boot")
         except Interrupted:
             raise

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -23,6 +24,8 @@ from imagesmith.machine.guest import booted
 from imagesmith.machine.qemu import Machine
 from imagesmith.probe import kernels
 from imagesmith.qmp import Qmp
+
+PIPE = -1  # subprocess.PIPE, which only host.py may import
 
 GOLDEN = Path(__file__).parent / "golden" / "machine"
 WIRES = Wires(monitor=11, console=12, control=13)
@@ -129,6 +132,7 @@ def test_a_console_becomes_plain_text() -> None:
         ("[ 1.4] Kernel panic - not syncing: VFS: Unable to mount root fs", "panicked: VFS: Unable to mount root fs"),
         ("No bootable device.", "no bootable device"),
         ("BdsDxe: No bootable option or device was found.", "nothing to boot"),
+        ("GNU GRUB  version 2.06\n   Minimal BASH-like line editing is sup\nported. For", "shows its prompt"),
         ("error: no such partition.\nEntering rescue mode...\ngrub rescue>", "rescue prompt"),
         ("ALERT!  LABEL=root does not exist.  Dropping to a shell!", "initial RAM disk"),
         ("You are in emergency mode. After logging in, type", "emergency mode"),
@@ -235,35 +239,35 @@ def kernel() -> Path:
 
 
 def test_a_kernel_panic_is_told_with_its_reason(host: Host, kernel: Path, tmp_path: Path) -> None:
-    spec = MachineSpec(kernel=kernel, append="console=ttyS0 panic=-1", network=False)
+    spec = MachineSpec(kernel=kernel, append="console=ttyS0 panic=-1 no_timer_check", network=False)
     with pytest.raises(GuestFailed, match="panicked: VFS: Unable to mount root fs") as caught, \
-            Machine(host, spec, tmp_path) as machine:  # fmt: skip
+            Machine(host, spec, tmp_path / "console.log") as machine:  # fmt: skip
         machine.watch(forever, within=120, doing="boot")
     assert "Kernel panic" in caught.value.tail
 
 
 def test_a_guest_that_only_hangs_is_given_up_at_the_deadline(host: Host, empty: Path, tmp_path: Path) -> None:
     with pytest.raises(TimedOut, match="did not finish starting within 1 s") as caught, \
-            Machine(host, MachineSpec(drives=(Drive(empty),)), tmp_path) as machine:  # fmt: skip
+            Machine(host, MachineSpec(drives=(Drive(empty),)), tmp_path / "console.log") as machine:  # fmt: skip
         machine.watch(forever, within=1, doing="finish starting")
     assert "SeaBIOS" in caught.value.tail
 
 
 def test_qemu_that_refuses_its_arguments_is_quoted(host: Host, tmp_path: Path) -> None:
     with pytest.raises(GuestFailed, match="unable to find CPU model 'nonsense'"), \
-            Machine(host, MachineSpec(cpu="nonsense"), tmp_path):  # fmt: skip
+            Machine(host, MachineSpec(cpu="nonsense"), tmp_path / "console.log"):  # fmt: skip
         pass
 
 
 def test_qemu_that_is_killed_is_noticed_at_once(host: Host, tmp_path: Path) -> None:
-    with Machine(host, MachineSpec(), tmp_path) as machine:
+    with Machine(host, MachineSpec(), tmp_path / "console.log") as machine:
         machine._process.kill()
         with pytest.raises(GuestFailed, match="killed by SIGKILL"):
             machine.watch(forever, within=60, doing="boot")
 
 
 def test_an_interrupt_from_another_thread_ends_everything(host: Host, tmp_path: Path) -> None:
-    with Machine(host, MachineSpec(), tmp_path) as machine:
+    with Machine(host, MachineSpec(), tmp_path / "console.log") as machine:
         threading.Timer(0.2, host.cancel).start()
         with pytest.raises(Interrupted):
             machine.watch(forever, within=60, doing="boot")
@@ -271,13 +275,13 @@ def test_an_interrupt_from_another_thread_ends_everything(host: Host, tmp_path: 
 
 
 def test_an_exception_in_the_block_ends_the_machine(host: Host, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Machine(host, MachineSpec(), tmp_path):
+    with pytest.raises(KeyboardInterrupt), Machine(host, MachineSpec(), tmp_path / "console.log"):
         raise KeyboardInterrupt
     assert not any("qemu" in name for name in children())
 
 
 def test_forwarded_ports_are_picked_without_a_race_and_differ(host: Host, tmp_path: Path) -> None:
-    with Machine(host, MachineSpec(), tmp_path) as machine:
+    with Machine(host, MachineSpec(), tmp_path / "console.log") as machine:
         first, second = machine.forward(22), machine.forward(80)
         assert machine.forward(22) == first
         assert first != second
@@ -285,9 +289,91 @@ def test_forwarded_ports_are_picked_without_a_race_and_differ(host: Host, tmp_pa
 
 
 def test_a_guest_that_ignores_the_power_button_is_ended(host: Host, empty: Path, tmp_path: Path) -> None:
-    with Machine(host, MachineSpec(drives=(Drive(empty),)), tmp_path) as machine:
+    with Machine(host, MachineSpec(drives=(Drive(empty),)), tmp_path / "console.log") as machine:
         assert machine.power_off(within=1) is False
     assert not any("qemu" in name for name in children())
+
+
+# Real-mode code that sends what follows it, up to a zero byte, to the first serial port, and then halts; or that
+# pulls the reset line of the keyboard's controller.
+SAY = bytes.fromhex("31c0 8ed8 be157c baf803 ac 84c0 7403 ee ebf8 f4 ebfd")
+RESET = bytes.fromhex("b0fe e664 ebfe")
+
+
+def boot_sector(path: Path, code: bytes) -> Path:
+    path.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    return path
+
+
+def wait_for(host: Host, disk: Path, code: bytes, folder: Path, log: Callable[[str], None]) -> None:
+    raw = boot_sector(folder / "disk.raw", code)
+    host.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], purpose="test")
+    _boot_empty(host, disk, folder / "keep", log)
+
+
+def test_a_timer_that_a_busy_host_made_late_is_not_held_against_the_image(host: Host, tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = SAY + b"[ 0.0] Kernel panic - not syncing: IO-APIC + timer doesn't work!\r\n"
+    with pytest.raises(GuestFailed, match="panicked: IO-APIC"):
+        wait_for(host, tmp_path / "disk.qcow2", code, tmp_path, lines.append)
+    assert sum("starting the guest again" in line for line in lines) == 3
+
+
+def test_a_guest_that_restarts_for_ever_is_given_up(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(GuestFailed, match="restarted itself"):
+        wait_for(host, tmp_path / "disk.qcow2", RESET, tmp_path, lambda line: None)
+
+
+def test_a_restart_that_is_not_allowed_is_told_from_a_crash(host: Host, tmp_path: Path) -> None:
+    drive = Drive(boot_sector(tmp_path / "disk.raw", RESET), "raw")
+    with pytest.raises(GuestFailed, match="the guest restarted itself"), \
+            Machine(host, MachineSpec(drives=(drive,)), tmp_path / "console.log") as machine:  # fmt: skip
+        machine.watch(forever, within=60, doing="boot")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from imagesmith.host import Host
+from imagesmith.interfaces import Disk
+from imagesmith.machine.guest import booted
+
+disk, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+with booted(Disk(disk, 8 << 20), firmware="bios", arch="x86_64", cpus=1, memory=128 << 20, host=Host(),
+            accelerator="tcg", log=print, keep=scratch.parent / "keep", scratch=scratch,
+            unpack=lambda overlay, archive: None):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_kill_9_leaves_no_program_and_no_file_of_the_copy(host: Host, empty: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with host.start([sys.executable, "-c", KILLED, empty, scratch], purpose="test", cwd=tmp_path, stdin=PIPE,
+                    stdout=PIPE, env={"PYTHONPATH": str(Path(__file__).parent.parent)}) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any(line == b"started\n" for line in process.stdout)
+        assert len(at_work_in(tmp_path)) == 2  # it, and QEMU
+        assert list(scratch.iterdir()) == []
+        process.kill()
+        for _ in range(100):
+            if not at_work_in(tmp_path):
+                break
+            time.sleep(0.1)
+        assert at_work_in(tmp_path) == []
+
+
+def at_work_in(folder: Path) -> list[str]:
+    """The processes that have ``folder`` as their working directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == folder:
+                found.append((entry / "comm").read_text())
+        except OSError:
+            continue
+    return found
 
 
 # -- the control connection --------------------------------------------------------------------------------------
@@ -295,7 +381,7 @@ def test_a_guest_that_ignores_the_power_button_is_ended(host: Host, empty: Path,
 
 @pytest.fixture
 def machine(host: Host, tmp_path: Path) -> Iterator[Machine]:
-    with Machine(host, MachineSpec(), tmp_path) as made:
+    with Machine(host, MachineSpec(), tmp_path / "console.log") as made:
         yield made
 
 

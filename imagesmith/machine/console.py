@@ -22,10 +22,10 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _PANIC = re.compile(r"Kernel panic - not syncing: ?(.*)")
 _FAULTS = (
     (re.compile(r"No bootable device"), "the firmware found no bootable device (SeaBIOS)"),
-    (re.compile(r"BdsDxe: No bootable option|BdsDxe: failed to load|UEFI Interactive Shell|Shell>"),
+    (re.compile(r"BdsDxe: No bootable option|UEFI Interactive Shell|Shell>"),
      "the firmware found nothing to boot (UEFI)"),
     (re.compile(r"grub rescue>"), "GRUB does not find its files and dropped to its rescue prompt"),
-    (re.compile(r"Minimal BASH-like line editing is supported"), "GRUB found no configuration and shows its prompt"),
+    (re.compile(r"Minimal BASH-like line editing|^grub> ?$", re.M), "GRUB found no configuration and shows its prompt"),
     (re.compile(r"dropping to a shell!", re.I), "the initial RAM disk did not find the root file system"),
     (re.compile(r"Entering emergency mode\. Exit the shell to continue|You are in (?:emergency|rescue) mode"
                 r"|Give root password for maintenance|Cannot open access to console, the root account is locked"),
@@ -93,6 +93,11 @@ class Console:
     def tail(self, lines: int = 25) -> str:
         """The last lines, as plain text."""
         return "\n".join(self.text.split("\n")[-lines:])
+
+    def forget(self) -> None:
+        """Leave what has come so far out of ``text`` and ``tail``."""
+        with self._lock:
+            self._tail = b""
 
     def finish(self) -> None:
         """Wait for the rest, once the other end is closed, and close ours."""

@@ -1,7 +1,7 @@
 """A running QEMU: started, watched, asked, ended.
 
-Nothing of it outlives the block that started it, nor this process: its sockets have no names, it dies with its
-parent (Host.start), and its files are in a folder that the caller removes.
+Nothing of it outlives the block that started it, nor this process: its sockets have no names, and it dies with its
+parent (Host.start).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar
 
 from imagesmith.errors import GuestFailed, ImagesmithError, Interrupted, TimedOut, ToolFailed
 from imagesmith.host import Host, Process, ProcessTimeout
@@ -24,8 +25,9 @@ from imagesmith.qmp import Qmp, socket_pair
 
 _T = TypeVar("_T")
 _POLL = 0.1
-_RESTARTS_ALLOWED = 2
-"""A guest may restart itself once or twice on its first boot (SELinux relabels so); more is a loop."""
+_RESTARTS_ALLOWED = 5
+"""A guest may restart itself once or twice on its first boot (SELinux relabels so); more is a loop. SeaBIOS makes two
+resets of each (its tryReboot())."""
 # HMP `info usernet` (QEMU: net/slirp.c): "TCP[HOST_FORWARD]  FD  address  port  guest's address  guest's port …"
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s")
 
@@ -38,14 +40,13 @@ class Machine:
     control: socket.socket
     """Our end of the control channel (see guest.py)."""
     _process: Process
+    _stderr: IO[bytes]
 
-    def __init__(self, host: Host, spec: MachineSpec, folder: Path, *, purpose: str = "boot a guest") -> None:
-        """``folder`` is private and takes the console's log; ``purpose`` completes "needed to …"."""
+    def __init__(self, host: Host, spec: MachineSpec, console_log: Path, *, purpose: str = "boot a guest") -> None:
+        """``console_log`` is a file to make: what the guest says, as it says it. ``purpose``: "needed to …"."""
         self.spec = spec
         self._host = host
-        self._stderr = folder / "qemu.log"
-        self._console_log = folder / "console.log"
-        self._picture = folder / "screen.ppm"
+        self._console_log = console_log
         self._purpose = purpose
         self._forwards: dict[int, tuple[str, int]] = {}
         self._restarts = 0
@@ -59,9 +60,9 @@ class Machine:
                 stack.callback(ours.close)
             wires = Wires(monitor=a.fileno(), console=b.fileno(), control=c.fileno())
             try:
-                stderr = stack.enter_context(self._stderr.open("wb"))
+                self._stderr = stack.enter_context(tempfile.TemporaryFile())
                 self._process = stack.enter_context(
-                    self._host.start(arguments(self.spec, wires), purpose=self._purpose, stderr=stderr,
+                    self._host.start(arguments(self.spec, wires), purpose=self._purpose, stderr=self._stderr,
                                      pass_fds=[end.fileno() for end in (a, b, c)])
                 )  # fmt: skip
             finally:
@@ -158,7 +159,8 @@ class Machine:
             return "the guest switched itself off"
         status = self._process.returncode
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        words = self._stderr.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+        self._stderr.seek(0)
+        words = self._stderr.read(100_000)[-2000:].decode("utf-8", "replace").strip()
         return f"QEMU {how}" + (f": {words}" if words else "")
 
     def _wait_for_exit(self, seconds: float) -> bool:
@@ -175,9 +177,10 @@ class Machine:
         try:
             self.qmp.execute("screendump", filename=str(path), format="png")
         except ToolFailed:
-            self.qmp.execute("screendump", filename=str(self._picture))
-            path.write_bytes(png.from_ppm(self._picture.read_bytes()))
-            self._picture.unlink()
+            picture = path.with_suffix(".ppm")
+            self.qmp.execute("screendump", filename=str(picture))
+            path.write_bytes(png.from_ppm(picture.read_bytes()))
+            picture.unlink()
 
     def forward(self, port: int) -> tuple[str, int]:
         """Return an address and port on this host's loopback that lead to the guest's TCP ``port``.
@@ -194,6 +197,13 @@ class Machine:
 
     def _monitor(self, line: str) -> str:
         return str(self.qmp.execute("human-monitor-command", {"command-line": line}))
+
+    def start_again(self) -> None:
+        """Press the reset button, and forget what the console has said so far (its log keeps it)."""
+        self.qmp.execute("system_reset")
+        self.console.forget()
+        self._take_events()
+        self._restarts = 0
 
     def power_off(self, within: float = 90) -> bool:
         """Press the power button and wait for the guest to switch itself off; False when it did not, and was ended."""
