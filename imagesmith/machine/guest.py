@@ -49,7 +49,7 @@ _START_SECONDS = 600.0
 
 
 # Linux: arch/x86/kernel/apic/io_apic.c, check_timer(). It counts timer interrupts for some milliseconds and panics when
-# none come: so it is under TCG when a busy host did not let QEMU's other threads run meanwhile. Nothing has been written
+# none come: so it is under TCG when a busy host did not let QEMU's other threads run meanwhile. Nothing was written yet
 # at that point, and it says nothing about the image (seen once in about ten boots on two busy cores).
 _LATE_TIMER = "IO-APIC + timer doesn't work"
 _FRESH_STARTS = 3
