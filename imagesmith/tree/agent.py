@@ -38,12 +38,17 @@ def main() -> NoReturn:
     wire.send(_OUT, {"ok": True})
     wire.receive(_IN)  # the identity maps are written
     linux.die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child:
         for fd in (_IN, _OUT):
             os.close(fd)
+        # Asked to end, we end when the last process in there has: the kernel ends them all with process 1.
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     linux.die_with_parent()
     try:
         _Agent(begin).serve()
