@@ -278,12 +278,12 @@ class Store:
     def verify(self, *, repair: bool) -> list[str]:
         """Look at every layer and download; return what is wrong, in words (see ``store_care.damage``).
 
-        ``repair`` removes what is damaged, what stands on it and what dead builds left, unless a running build uses
-        it: it is made anew when it is needed.
+        ``repair`` removes what is damaged and what stands on it, unless a running build uses it: it is made anew when
+        it is needed. What dead builds left is no damage: the next build, or ``repair``, removes it.
         """
         with self._sweeping():
             left = strays(self.root, self.index)
-            problems = [f"{path.name}: left behind by a build that died" for path in left]
+            problems = [f"{path.name}: the index does not know it" for path in left if path.suffix != ".part"]
             for text, found in damage(self.root, self.index):
                 problems.append(text)
                 if not repair:

@@ -97,6 +97,22 @@ outputs: [qcow2]
     assert (golden.folder / "manifest.json").read_bytes() == before
 
 
+def test_a_guest_that_never_boots_is_shown(golden: Golden, command: Command, tmp_path: Path) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(f"""\
+name: broken
+base: {{recipe: {golden.recipe}}}
+machine: {{memory: 512M}}
+steps: [{{shell: rm /vmlinuz /boot/vmlinuz*}}, {{cleanup: false}}]
+checks: [{{boot: {{within: 10m}}}}]
+outputs: [raw]
+""")
+    ran = Command(command.store, tmp_path)("test", recipe, expect=1)
+    assert "vmlinuz" in ran.err  # the boot loader's own words, from the console
+    kept = sorted(path.name for path in Path("output/broken/failed").iterdir())
+    assert kept == ["check-bios.log", "bios-console.log", "bios-screen.png"]
+
+
 # -- the artifacts in their consumers ----------------------------------------------------------------------------
 
 

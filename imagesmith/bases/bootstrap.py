@@ -14,7 +14,7 @@ from imagesmith.archive import Archive, archive_of, guest_file
 from imagesmith.bases._mirrors import Mirrors, host_mirrors, sources
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root, Workshop
-from imagesmith.kinds import UNKEYED, Base, RecipeFile
+from imagesmith.kinds import Base, RecipeFile
 
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.:-]+$")]
 Url = Annotated[str, Field(pattern=r"^(https?|file|copy)://?[^\s\[\]]+$")]
@@ -35,6 +35,7 @@ printf 'Acquire::Languages "none";\\nAcquire::Retries "3";\\n' >> "$MMDEBSTRAP_A
 mkdir -p "$1/etc/dpkg/dpkg.cfg.d"
 echo force-unsafe-io > "$1/etc/dpkg/dpkg.cfg.d/bootstrap"
 """
+
 
 class Bootstrap(Base, name="bootstrap", version=1):
     """Make a system of a distribution's packages, with mmdebstrap: no installer, no virtual machine, no root.
@@ -57,10 +58,10 @@ class Bootstrap(Base, name="bootstrap", version=1):
     components: list[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")]] | None = Field(
         None, description="Parts of the archive; main for Debian, main and universe for Ubuntu."
     )
-    mirror: Annotated[Url | None, UNKEYED] = Field(
+    mirror: Url | None = Field(
         None, description="The archive's address; by default that of the host's own apt sources."
     )
-    security_mirror: Annotated[Url | None, UNKEYED] = Field(
+    security_mirror: Url | None = Field(
         None, description="The address of Debian's security updates, where `mirror` is given."
     )
     keyring: RecipeFile | None = Field(

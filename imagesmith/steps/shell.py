@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from imagesmith.errors import StepFailed
 from imagesmith.interfaces import Root
 from imagesmith.kinds import Step
 
@@ -30,4 +31,8 @@ class Shell(Step, name="shell", version=1, shorthand="run"):
 
     def apply(self, root: Root) -> None:
         """Do it."""
-        root.run(["sh", "-euc", _READ_ALL_THEN_RUN], env=self.env, input=self.run.encode())
+        done = root.run(["sh", "-euc", _READ_ALL_THEN_RUN], env=self.env, input=self.run.encode(), check=False)
+        if done.status != 0:
+            tail = "\n".join(done.output.splitlines()[-20:])
+            raise StepFailed(f"the commands failed (exit status {done.status})" + (f":\n{tail}" if tail else ""),
+                             status=done.status, tail=tail)  # fmt: skip
