@@ -12,8 +12,8 @@ from imagesmith.archive import Archive, archive_of
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root
 from imagesmith.kinds import RecipeFile, Step, secrets_in
+from imagesmith.steps import _password as password
 from imagesmith.steps._files import GuestPath, first_found, read_or_empty
-from imagesmith.steps._sha512crypt import salt_of, sha512_crypt
 
 _FILE: TypeAdapter[Path] = TypeAdapter(RecipeFile)
 _LITERAL = re.compile(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/=]+( .*)?$")
@@ -66,7 +66,7 @@ class User(Step, name="user", version=1, shorthand="name"):
         if self.password is not None:
             hashed = self.password
             if not _HASHED.match(hashed):
-                hashed = sha512_crypt(hashed, salt_of(hashed, self.login))
+                hashed = password.hashed(hashed, self.login)
             root.run(["chpasswd", "-e"], input=f"{self.login}:{hashed}\n".encode())
         if first_found(root, "/usr/bin/chage"):  # the day of the last change must not be the day of the build
             root.run(["chage", "-d", str(root.epoch // 86400), self.login])
