@@ -34,9 +34,11 @@ class TreeSession:
     below: list[Path] = field(default_factory=list)
 
     @contextmanager
-    def layer(self, into: Path, *, below: Path, log: Log, timeout: float | None = None) -> Iterator[Root]:
+    def layer(
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+    ) -> Iterator[Root]:
         """See ``interfaces.Session.layer``."""
-        self.below[-1] = below
+        self.below[-1] = below or self.below[-1]
         upper, work = into / "upper", into / "work"
         upper.mkdir(mode=0o755)
         work.mkdir(mode=0o755)
