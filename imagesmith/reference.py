@@ -111,7 +111,7 @@ def whole() -> str:
 
 
 def _default(value: object) -> str:
-    if value in ((), None, "", {}):
+    if value in ((), [], None, "", {}):
         return "none"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
@@ -124,12 +124,12 @@ def _type(annotation: object) -> str:
     if isinstance(annotation, types.UnionType):
         return " or ".join(_type(part) for part in get_args(annotation) if part is not type(None))
     names = {"str": "text", "int": "number", "float": "number", "bool": "true or false", "Path": "file",
-             "tuple": "list", "Mapping": "mapping", "dict": "mapping"}  # fmt: skip
+             "tuple": "list", "list": "list", "Mapping": "mapping", "dict": "mapping"}  # fmt: skip
     if get_args(annotation) and getattr(annotation, "__origin__", None) is None:
-        return " or ".join(f"`{value}`" for value in get_args(annotation))
+        return " or ".join(f"`{value}`" for value in get_args(annotation) if value != "")
     origin = getattr(annotation, "__origin__", annotation)
     if str(origin).endswith("Literal"):
-        return " or ".join(f"`{value}`" for value in get_args(annotation))
+        return " or ".join(f"`{value}`" for value in get_args(annotation) if value != "")
     if str(origin).endswith("Union"):
         return " or ".join(_type(part) for part in get_args(annotation) if part is not type(None))
     name = getattr(origin, "__name__", str(origin))

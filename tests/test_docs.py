@@ -1,0 +1,139 @@
+"""What README and docs say, held against the code: links, recipes, commands, names of tests and modules, tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from imagesmith import cli, recipe, reference
+from imagesmith.kinds import FAMILIES, known
+from tests.test_architecture import MAY
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```", re.M | re.S)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Fenced blocks: the words behind the fence, and the text."""
+    for indent, words, text in _BLOCK.findall(page.read_text()):
+        yield words.strip(), re.sub(f"^{indent}", "", text, flags=re.M)
+
+
+def code(page: Path) -> list[str]:
+    """Inline code and the lines of shell blocks and of plain blocks."""
+    text = page.read_text()
+    lines = [line for words, block in blocks(page) if words in ("sh", "console", "") for line in block.splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))
+
+
+def recipes() -> list[Any]:
+    """The blocks marked ``yaml recipe FILE…``: a whole recipe, and the files that it names."""
+    found = []
+    for page in PAGES:
+        for number, (words, text) in enumerate(blocks(page)):
+            if words.startswith("yaml recipe"):
+                found.append(pytest.param(words.split()[2:], text, id=f"{name(page)}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize(("files", "text"), recipes())
+def test_every_whole_recipe_in_the_docs_is_a_good_one(files: list[str], text: str, tmp_path: Path) -> None:
+    for file in files:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("ssh-ed25519 AAAA docs\n" if file.endswith(".pub") else "#!/bin/sh\n")
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe.load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    text = _BLOCK.sub("", page.read_text())
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_and_option_in_the_docs_is_there(page: Path) -> None:
+    top: Any = typer.main.get_command(cli.app)
+    for line in code(page):
+        for part in re.split(r"&&|\||;", line):
+            words = re.sub(r"^\S*\$ |^(sudo |[A-Z_a-z]+=\S* )*", "", part.strip()).removeprefix(".venv/bin/").split()
+            if len(words) < 2 or words[0] != "imagesmith" or words[1].startswith(("<", "…", "-")):
+                continue
+            command = top.commands.get(words[1])
+            assert command is not None, line
+            rest = words[2:]
+            if hasattr(command, "commands") and rest and re.fullmatch("[a-z]+", rest[0]):
+                assert rest[0] in command.commands, line
+                command = command.commands[rest[0]]
+            options = {"--help", "-h"} | {option for param in command.params for option in param.opts}
+            for word in rest:
+                option = re.match(r"\[?(--?[a-z][a-z-]*)", word)
+                assert option is None or option[1] in options, f"{option and option[1]}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_test_and_module_that_is_named_is_there(page: Path) -> None:
+    defined = {found for file in (ROOT / "tests").glob("test_*.py")
+               for found in re.findall(r"def (test_\w+)", file.read_text())}  # fmt: skip
+    for text in re.findall(r"`([^`\n]+)`", _BLOCK.sub("", page.read_text())):
+        if re.fullmatch(r"test_\w+", text):
+            assert text in defined, text
+        if re.fullmatch(r"[\w/]+\.py", text) and text.startswith(("tests/", "imagesmith/")):
+            assert (ROOT / text).exists(), text
+        elif re.fullmatch(r"\w+/[\w/]+\.py", text) and page.name == "architecture.md":
+            assert (ROOT / "imagesmith" / text).exists(), text
+
+
+def test_the_table_of_rooms_is_the_one_that_is_held() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.search(r"^\| room \|.*\n\|---.*\n((?:\|.*\n)+)", text, re.M)
+    assert table is not None
+    said = {}
+    for row in table[1].splitlines():
+        rooms, others = (re.findall(r"`(\w+)`", cell) for cell in row.strip("|").split("|"))
+        said.update({key: set(others) for key in rooms})
+    assert said == MAY
+
+
+def test_every_module_has_a_place_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for module in (ROOT / "imagesmith").iterdir():
+        if module.suffix == ".py" and module.stem != "__init__":
+            assert module.name in text, module.name
+        elif module.is_dir() and (module / "__init__.py").exists():
+            assert f"{module.name}/" in text, module.name
+
+
+def test_the_reference_of_kinds_is_that_of_the_code() -> None:
+    assert (ROOT / "docs" / "kinds.md").read_text() == reference.whole(), "run: make docs"
+
+
+def test_the_recipes_reference_names_every_base_and_step_option() -> None:
+    text = (ROOT / "docs" / "reference" / "recipe.md").read_text()
+    for option in recipe.StepOptions.model_fields:
+        assert f"| `{option}` |" in text
+    for base in known("bases"):
+        assert f"| `{base}` |" in text
+    readme = (ROOT / "README.md").read_text()
+    for family in FAMILIES:
+        for kind in known(family):
+            assert f"`{kind}`" in readme, f"README does not name {kind}"
