@@ -184,8 +184,9 @@ def _temporary(stack: ExitStack) -> tuple[list[str], dict[str, str]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(old, ignore_errors=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True))
-    held = stack.enter_context(Path(folder, "lock").open("wb"))
+    held = stack.enter_context(Path(folder, "new").open("wb"))
     fcntl.flock(held, fcntl.LOCK_EX)
+    Path(folder, "new").rename(Path(folder, "lock"))  # only a lock that is held is ever seen
     return [], {"LIBGUESTFS_TMPDIR": folder, "XDG_RUNTIME_DIR": folder}
 
 
