@@ -87,7 +87,7 @@ def running(mark: str) -> list[int]:
     return found
 
 
-# -- programs ----------------------------------------------------------------------------------------------------------
+# -- programs --------------------------------------------------------------------------------------------------------
 
 
 def test_output_comes_line_by_line_and_whole(layers: Layers) -> None:
@@ -123,14 +123,15 @@ def test_programs_get_a_fixed_environment_and_stdin(layers: Layers) -> None:
 
 def test_large_input_and_output_pass(layers: Layers) -> None:
     data = os.urandom(1 << 19).hex().encode() * 8
-    layers(lambda root: (lambda out: out == data.decode() or pytest.fail("differs"))(
-        root.run(["cat"], input=data).output))  # fmt: skip
+    seen = []
+    layers(lambda root: seen.append(root.run(["cat"], input=data).output))
+    assert seen == [data.decode()]
 
 
 def test_a_step_has_devices_processes_and_a_resolver_of_its_own(layers: Layers) -> None:
     def work(root: Root) -> None:
-        root.run(["sh", "-euc", "echo x > /dev/null; head -c 4 /dev/urandom | wc -c; test -c /dev/tty; test -d /dev/pts;"
-                  "test -d /sys/class; mkdir /run/mine; grep -q . /proc/self/status"])  # fmt: skip
+        sh("echo x > /dev/null; head -c 4 /dev/urandom | wc -c; test -c /dev/tty; test -d /dev/pts")(root)
+        sh("test -d /sys/class; mkdir /run/mine; grep -q . /proc/self/status")(root)
         processes = root.run(["sh", "-c", "ls -d /proc/[0-9]*"]).output.split()
         assert len(processes) < 6
         assert root.run(["cat", "/etc/resolv.conf"]).output == Path("/etc/resolv.conf").read_text()
@@ -145,7 +146,7 @@ def test_the_hosts_settings_cannot_be_changed(layers: Layers, place: str) -> Non
     layers(lambda root: root.run(["sh", "-c", f"! echo 1 2>/dev/null > {place}"]))
 
 
-# -- files stay inside ---------------------------------------------------------------------------------------------------
+# -- files stay inside -----------------------------------------------------------------------------------------------
 
 
 def test_no_link_of_the_guest_leads_to_the_host(layers: Layers, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_removing_expands_wildcards_and_minds_nothing_that_is_missing(layers: La
         layers(lambda root: root.remove(["/"]))
 
 
-# -- what a layer holds --------------------------------------------------------------------------------------------------
+# -- what a layer holds ----------------------------------------------------------------------------------------------
 
 
 def test_a_layer_holds_only_what_the_step_did(layers: Layers) -> None:
@@ -242,7 +243,8 @@ def test_what_a_step_writes_about_names_stays(layers: Layers) -> None:
 
 
 def test_times_do_not_tell_when_it_was_built(layers: Layers) -> None:
-    upper = layers(sh("mkdir /srv/d; echo x > /srv/d/f; ln -s f /srv/d/l; touch -d @1234567890 /srv/old; rm /etc/issue"))
+    upper = layers(sh("mkdir /srv/d; echo x > /srv/d/f; ln -s f /srv/d/l; touch -d @1234567890 /srv/old; rm /etc/issue")
+                   )  # fmt: skip
     times = {name: os.lstat(upper / name).st_mtime for name in names(upper)}
     assert times.pop("srv/old") == 1234567890
     assert set(times.values()) == {EPOCH}
@@ -285,7 +287,7 @@ def test_hundreds_of_layers_fit(small: Path, tmp_path: Path) -> None:
         assert root.run(["sh", "-c", "ls /srv | wc -l"]).output == "200\n"
 
 
-# -- reading a finished tree ---------------------------------------------------------------------------------------------
+# -- reading a finished tree -----------------------------------------------------------------------------------------
 
 
 def test_a_packed_root_is_sorted_whole_and_always_the_same(layers: Layers) -> None:
@@ -314,10 +316,11 @@ def test_a_packed_root_is_sorted_whole_and_always_the_same(layers: Layers) -> No
 
 
 def test_file_capabilities_survive_layers_and_packing(layers: Layers) -> None:
-    python = "import os; os.setxattr('/srv/ping', 'security.capability', bytes.fromhex('0100000200200000' + '00' * 12))"
+    value = "bytes.fromhex('0100000200200000' + '00' * 12)"  # cap_net_raw=ep
+    python = f"import os; os.setxattr('/srv/ping', 'security.capability', {value})"
     with tree.open_root(layers.host, tree.OverlayMount(*_upper(layers)), epoch=EPOCH, log=print) as root:
         root.run(["cp", "/bin/true", "/srv/ping"])
-        root.inside([sys.executable, "-c", python.replace("/srv", f"{root.mountpoint}/srv")], purpose="set a capability")
+        root.inside([sys.executable, "-c", python.replace("/srv", f"{root.mountpoint}/srv")], purpose="set it")
     layers.below.append(layers.folder / "caps")
     with tree.open_root(layers.host, layers.mount, epoch=EPOCH, log=print) as root:
         out = io.BytesIO()
@@ -349,7 +352,7 @@ def test_host_programs_see_the_root_as_it_is(layers: Layers, tmp_path: Path) -> 
     assert (tmp_path / "made").stat().st_uid == os.geteuid()
 
 
-# -- nothing stays behind ------------------------------------------------------------------------------------------------
+# -- nothing stays behind --------------------------------------------------------------------------------------------
 
 
 def test_what_a_step_started_ends_with_it(layers: Layers) -> None:
@@ -402,7 +405,7 @@ def test_nothing_survives_when_we_are_killed(small: Path, tmp_path: Path) -> Non
     assert not into.exists()
 
 
-# -- disks, and hosts that will not ----------------------------------------------------------------------------------------
+# -- disks, and hosts that will not ----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk's file system")
@@ -424,7 +427,7 @@ def test_a_block_image_is_mounted_at_an_offset(tmp_path: Path) -> None:
         with pytest.raises(BuildError, match="Read-only"):
             root.remove(["/srv/file"])
     shutil.copyfile(disk, tmp_path / "copy")
-    with pytest.raises(BuildError, match="Invalid argument|wrong fs"), tree.open_root(
+    with pytest.raises(BuildError, match="Invalid argument"), tree.open_root(
         host, tree.BlockMount(str(disk), 0, size, "ext4"), epoch=EPOCH, log=print
     ):  # fmt: skip
         pass

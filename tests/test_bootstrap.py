@@ -1,0 +1,197 @@
+"""Bootstrapped systems: what is in them, who may make them, and that they are the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from pydantic import ValidationError
+
+from imagesmith import tree
+from imagesmith.bases._mirrors import Mirrors, parse_targets, sources
+from imagesmith.drivers.native_tree import NativeTree
+from imagesmith.errors import BuildError, ToolFailed
+from imagesmith.host import Host
+from tests import rootless
+from tests.trees import EPOCH, Shop, bootstrap, make, small_tree
+
+CLEANED = """
+from pathlib import Path
+from tests.test_bootstrap import clean, packed
+from tests.trees import Shop, bootstrap
+import hashlib, os, sys
+home = Path(os.environ["HOME"])
+base = bootstrap(home / "base", Shop(), kernel="none")
+print(hashlib.sha256(packed([base, clean(base, home / "clean")])).hexdigest())
+from imagesmith import tree
+for name in ("base", "clean"):
+    tree.remove(Shop().host, home / name)
+print(os.getuid(), os.listdir(home))
+"""
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_tree(tmp_path_factory)
+
+
+def clean(base: Path, into: Path) -> Path:
+    """The layer of a clean-up on top."""
+    into.mkdir()
+    host = Host()
+    with NativeTree(host).session([base], epoch=EPOCH, log=print) as session, session.layer(
+        into, below=base, log=print
+    ) as root:  # fmt: skip
+        make("steps", "cleanup", None).apply(root)
+    return into
+
+
+def _open(folders: Sequence[Path], use: Callable[[tree.TreeRoot], None]) -> None:
+    mount = tree.OverlayMount(tuple(str(folder / "upper") for folder in folders))
+    with tree.open_root(Host(), mount, epoch=EPOCH, log=print) as root:
+        use(root)
+
+
+def packed(folders: Sequence[Path]) -> bytes:
+    out = io.BytesIO()
+    _open(folders, lambda root: root.pack(out))
+    return out.getvalue()
+
+
+def members(source: BinaryIO) -> dict[str, object]:
+    with tarfile.open(fileobj=source) as archive:
+        return {
+            m.name: (m.type, m.mode, m.uid, m.gid, m.mtime, m.linkname, m.pax_headers,
+                     hashlib.sha256(archive.extractfile(m).read()).hexdigest() if m.isreg() else "")  # type: ignore[union-attr]
+            for m in archive
+        }  # fmt: skip
+
+
+def test_a_small_system_holds_nothing_of_the_host(small: Path) -> None:
+    def look(root: tree.TreeRoot) -> None:
+        assert root.read("/etc/hostname") == b"debian\n"
+        assert not root.exists("/etc/resolv.conf")
+        assert not root.exists("/boot/vmlinuz")
+        assert root.read("/etc/shadow").startswith(b"root:*:")
+        lines = root.read("/etc/apt/sources.list").decode().splitlines()
+        assert [line.split()[3] for line in lines] == ["bookworm", "bookworm-updates", "bookworm-security"]
+        assert all("signed-by=/usr/share/keyrings/debian-archive-keyring.gpg" in line for line in lines)
+        assert not root.exists("/etc/dpkg/dpkg.cfg.d/bootstrap")
+        listing = io.BytesIO()
+        root.pack(listing)
+        listing.seek(0)
+        with tarfile.open(fileobj=listing) as archive:
+            names = archive.getnames()
+        assert not [name for name in names if name.startswith(("dev/", "proc/", "sys/", "var/lib/apt/lists/d"))]
+        assert not [name for name in names if name.endswith(".deb")]
+
+    _open([small], look)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_an_ordinary_user_makes_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    with rootless.home() as home:
+        done = rootless.run(home, CLEANED)
+        assert done.returncode == 0, done.stderr[-3000:]
+        digest, rest = done.stdout.splitlines()[-2:]
+        assert rest == f"{rootless.UID} []"
+    assert digest == hashlib.sha256(packed([small, clean(small, tmp_path / "clean")])).hexdigest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_user_without_subordinate_ids_is_told_how_to_get_them() -> None:
+    with rootless.home() as home:
+        code = "from imagesmith import tree; from imagesmith.host import Host; print(tree.available(Host()))"
+        done = rootless.run(home, code, subordinate=0)
+    assert "somebody has no subordinate ids" in done.stdout
+    assert "sudo usermod --add-subuids" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_bootable_system_is_the_same_every_time(tmp_path: Path) -> None:
+    packs = []
+    for name in ("a", "b"):
+        base = bootstrap(tmp_path / name / "base", Shop(), packages=["openssh-server", "sudo"])
+        packs.append(packed([base, clean(base, tmp_path / name / "clean")]))
+    first, second = (members(io.BytesIO(pack)) for pack in packs)
+    assert {name: (first.get(name), second.get(name)) for name in first.keys() | second.keys()
+            if first.get(name) != second.get(name)} == {}  # fmt: skip
+    assert packs[0] == packs[1]
+    for name in ("vmlinuz", "initrd.img", "etc/fstab", "etc/systemd/network/80-dhcp.network", "boot/efi",
+                 "etc/systemd/system/multi-user.target.wants/systemd-networkd.service"):  # fmt: skip
+        assert name in first
+
+
+def test_a_wrong_signature_is_refused(tmp_path: Path) -> None:
+    if not shutil.which("gpg"):
+        pytest.fail("gpg is needed for this test")
+    subprocess.run(["gpg", "--homedir", str(tmp_path), "--batch", "--quiet", "--passphrase", "", "--quick-gen-key", "x"],
+                   check=True, capture_output=True)  # fmt: skip
+    key = subprocess.run(["gpg", "--homedir", str(tmp_path), "--export"], check=True, capture_output=True).stdout
+    (tmp_path / "other.gpg").write_bytes(key)
+    shop = Shop()
+    with pytest.raises(ToolFailed, match="mmdebstrap failed"):
+        bootstrap(tmp_path / "base", shop, kernel="none", keyring=str(tmp_path / "other.gpg"))
+    assert any("NO_PUBKEY" in line for line in shop.lines)
+
+
+def test_mirrors_are_those_of_the_host() -> None:
+    lines = [
+        "Debian|bookworm|http://mirror.example/debian/", "Debian|bookworm-updates|http://mirror.example/debian/",
+        "Debian|bookworm-security|http://security.example/debian-security/", "Other|bookworm|http://other.example/",
+    ]  # fmt: skip
+    found = parse_targets("debian", lines)
+    assert found == Mirrors("http://mirror.example/debian", "http://security.example/debian-security")
+    assert parse_targets("ubuntu", lines) is None
+    before_update = [line.replace("Debian|", "$(ORIGIN)|") for line in lines]
+    assert parse_targets("debian", before_update) == found
+    lines = ["Ubuntu|noble|http://u.example/ubuntu/", "Ubuntu|noble-security|http://s.example/"]
+    ubuntu = parse_targets("ubuntu", lines)
+    assert ubuntu is not None
+    assert sources("ubuntu", "jammy", ubuntu, ["main", "universe"], "/k.gpg") == (
+        "deb [signed-by=/k.gpg] http://u.example/ubuntu jammy main universe",
+        "deb [signed-by=/k.gpg] http://u.example/ubuntu jammy-updates main universe",
+        "deb [signed-by=/k.gpg] http://s.example jammy-security main universe",
+    )
+    assert len(sources("debian", "sid", found, ["main"], "/k.gpg")) == 1
+
+
+def test_the_command_is_always_the_same() -> None:
+    base = make("bases", "bootstrap", {"distribution": "debian", "suite": "bookworm", "packages": ["sudo"]})
+    argv = base.arguments("amd64", Path("/into"), ("deb x",), Path("/first.tar"))
+    assert argv[:5] == ["mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase", "--architectures=amd64"]
+    assert argv[-3:] == ["bookworm", "/into", "deb x"]
+    wanted = [word.removeprefix("--include=") for word in argv if word.startswith("--include=")]
+    assert wanted == sorted(wanted)
+    assert {"sudo", "linux-image-cloud-amd64", "?exact-name(systemd-resolved)"} <= set(wanted)
+    assert base.trusted_origin
+    small = make("bases", "bootstrap", {"distribution": "ubuntu", "suite": "noble", "kernel": "none"})
+    assert small.wanted("arm64") == ()
+
+
+@pytest.mark.parametrize("options", [
+    {"distribution": "fedora", "suite": "40"}, {"distribution": "debian", "suite": "Bookworm!"}, {"suite": "bookworm"},
+    {"distribution": "debian", "suite": "bookworm", "packages": ["--root"]},
+    {"distribution": "debian", "suite": "bookworm", "mirror": "http://x [trusted=yes]"},
+])  # fmt: skip
+def test_a_wrong_base_is_refused_before_anything_is_built(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        make("bases", "bootstrap", options)
+
+
+def test_a_distribution_without_keys_or_mirror_says_so(tmp_path: Path) -> None:
+    base = make("bases", "bootstrap", {"distribution": "ubuntu", "suite": "noble", "kernel": "none"})
+    if Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg").exists():
+        with pytest.raises(BuildError, match="uses no mirror of Ubuntu"):
+            base.make(tmp_path, Shop())
+    else:
+        with pytest.raises(BuildError, match="cannot be verified without its keys"):
+            base.make(tmp_path, Shop())
