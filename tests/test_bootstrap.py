@@ -66,11 +66,16 @@ def packed(folders: Sequence[Path]) -> bytes:
     return out.getvalue()
 
 
+def _digest(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    stream = archive.extractfile(member) if member.isreg() else None
+    return "" if stream is None else hashlib.sha256(stream.read()).hexdigest()
+
+
 def members(source: BinaryIO) -> dict[str, object]:
     with tarfile.open(fileobj=source) as archive:
         return {
             m.name: (m.type, m.mode, m.uid, m.gid, m.mtime, m.linkname, m.pax_headers,
-                     hashlib.sha256(archive.extractfile(m).read()).hexdigest() if m.isreg() else "")  # type: ignore[union-attr]
+                     _digest(archive, m))
             for m in archive
         }  # fmt: skip
 
@@ -133,9 +138,10 @@ def test_a_bootable_system_is_the_same_every_time(tmp_path: Path) -> None:
 def test_a_wrong_signature_is_refused(tmp_path: Path) -> None:
     if not shutil.which("gpg"):
         pytest.fail("gpg is needed for this test")
-    subprocess.run(["gpg", "--homedir", str(tmp_path), "--batch", "--quiet", "--passphrase", "", "--quick-gen-key", "x"],
-                   check=True, capture_output=True)  # fmt: skip
-    key = subprocess.run(["gpg", "--homedir", str(tmp_path), "--export"], check=True, capture_output=True).stdout
+    gpg = ["gpg", "--homedir", str(tmp_path), "--batch", "--quiet"]
+    subprocess.run([*gpg, "--passphrase", "", "--quick-gen-key", "x"], check=True, capture_output=True)
+    key = subprocess.run([*gpg, "--export"], check=True, capture_output=True).stdout
+    subprocess.run(["gpgconf", "--homedir", str(tmp_path), "--kill", "all"], check=False)
     (tmp_path / "other.gpg").write_bytes(key)
     shop = Shop()
     with pytest.raises(ToolFailed, match="mmdebstrap failed"):
