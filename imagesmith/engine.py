@@ -152,7 +152,7 @@ class Engine:
             for count, node in enumerate(nodes):
                 entry = node.entry
                 assert entry is not None
-                for attempt in range(entry.options.retries, -1, -1):
+                for attempt in range(entry.retries, -1, -1):
                     try:
                         with self._node(node, use, outcome, again) as work:
                             if work is None:  # another build made it meanwhile: go on from its layer
@@ -163,7 +163,7 @@ class Engine:
                                 opening = driver.session(folders, epoch=self._epoch, log=current)
                                 session = stack.enter_context(opening)
                             below = self._folders(outcome.layers[node.below.name])[-1] if node.below else folders[-1]
-                            timeout = entry.options.timeout or DEFAULT_TIMEOUT
+                            timeout = entry.step.timeout or DEFAULT_TIMEOUT
                             with session.layer(work.slot.folder, below=below, log=work.log, timeout=timeout) as root:
                                 cast(Step, self._revealed(node).kind).apply(root)
                         break
@@ -250,13 +250,13 @@ class Engine:
                     lines = "\n".join(f"{r['check']}: {r['seen']}" for r in failed)
                     raise CheckFailed(f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}")
         except BuildError:
-            self._keep(keep, node.firmware)
+            self._keep(keep)
             raise
         return results
 
     def _one_check(self, node: Node, entry: Entry[Check], guest: Guest) -> dict[str, object]:
         start, passed, seen = time.monotonic(), False, ""
-        for attempt in range(entry.options.retries + 1):
+        for attempt in range(entry.retries + 1):
             try:
                 seen, passed = entry.kind.revealed(self._secrets).check(guest), True
                 break
@@ -264,7 +264,7 @@ class Engine:
                 raise
             except (CheckFailed, TimedOut) as error:
                 seen = str(error)
-                if attempt < entry.options.retries:
+                if attempt < entry.retries:
                     time.sleep(1)
         seen = self._redacted(seen)
         result: dict[str, object] = {
@@ -305,7 +305,7 @@ class Engine:
                     self._emit("node-failed", node, seconds=seconds, error=error.message, tail=tail)
                     raise
             seconds = time.monotonic() - start
-            work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb)
+            work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place)
             layer = slot.commit(work.facts)
             with self._lock:
                 outcome.layers[node.name] = layer
@@ -333,17 +333,15 @@ class Engine:
             return node
         return replace(node, kind=node.kind.revealed(self._secrets))
 
-    def _keep(self, source: Path, name: str) -> None:
-        """Save what tells of a failure where the user finds it."""
-        if self._failed is None or not source.exists():
+    def _keep(self, source: Path, name: str = "") -> None:
+        """Save what tells of a failure, a log or a folder of evidence, where the user finds it."""
+        if self._failed is None:
             return
         self._failed.mkdir(parents=True, exist_ok=True)
-        target = self._failed / f"{slug(name)}.log" if source.is_file() else self._failed
         if source.is_file():
-            shutil.copyfile(source, target)
+            shutil.copyfile(source, self._failed / f"{slug(name)}.log")
         else:
-            for file in sorted(source.iterdir()):
-                shutil.copyfile(file, target / f"{slug(name)}-{file.name}")
+            shutil.copytree(source, self._failed, dirs_exist_ok=True)
 
     def _emit(
         self, event: str, node: Node, *, seconds: float | None = None, data: Mapping[str, object] | None = None,

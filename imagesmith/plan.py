@@ -51,11 +51,19 @@ class Node:
     """Whether the host's kernel may mount the result's file systems."""
     firmware: str = ""
     disk_size: int = 0
+    number: int = 0
+    """A step's place in its recipe, from 1."""
 
     @property
     def full_name(self) -> str:
         """Its name with the recipe's before it: what its layer is called in the store."""
         return self.name if self.name.startswith(f"{self.recipe.name}: ") else f"{self.recipe.name}: {self.name}"
+
+    @property
+    def place(self) -> str:
+        """What stays the same when its options change: the recipe, the verb, a step's number, the kind."""
+        kind = type(self.kind).name if self.kind is not None else self.firmware
+        return f"{self.recipe.name} {self.verb} {self.number} {kind}"
 
     @property
     def chain(self) -> list[Node]:
@@ -156,8 +164,8 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
         below = nodes[-1]
         kind, options = entry.kind, entry.kind.identity()
         nodes.append(Node(
-            name=f"{prefix}{number} {entry.title}", verb="step", gives=below.gives, recipe=recipe, below=below,
-            kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
+            name=f"{prefix}{number} {entry.title}", verb="step", number=number, gives=below.gives, recipe=recipe,
+            below=below, kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
             key=digest(["step", type(kind).name, type(kind).version, options, "offline", below.key]),
         ))  # fmt: skip
     if complaints:

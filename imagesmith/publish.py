@@ -172,8 +172,12 @@ def table(plan: Plan, outcome: Outcome, target: Path) -> Sequence[tuple[Path, in
         for node in plan.checks
     )
     rows = []
-    for layer in _artifacts(plan, outcome):
+    for node in plan.outputs:
+        layer = outcome.layers[node.name]
+        proven = proof or "not booted"
+        if proof and node.below is not plan.sealed:  # made of the files, before a disk was made of them
+            proven = "files of the checked disk"
         for file in _files(layer):
             seconds = cast(float, layer.facts["seconds"])
-            rows.append((target / file["name"], int(file["size"]), str(file["sha256"]), proof or "not booted", seconds))
+            rows.append((target / file["name"], int(file["size"]), str(file["sha256"]), proven, seconds))
     return rows

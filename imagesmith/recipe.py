@@ -47,17 +47,22 @@ class Machine(Options):
 
 
 class Common(Options):
-    """The options that stand beside the name of every step, check and output."""
+    """The options that stand beside the name of every output."""
 
     name: Annotated[str, Field(description="What to call it in the plan and in logs.")] = ""
     when: Annotated[bool, Field(description="Leave it out when false.")] = True
-    timeout: Annotated[Duration | None, Field(description="How long it may take, such as 2m.")] = None
+
+
+class CheckOptions(Common):
+    """The options that stand beside the name of every check."""
+
     retries: Annotated[int, Field(ge=0, le=20, description="How often to try again when it fails.")] = 0
 
 
-class StepOptions(Common):
+class StepOptions(CheckOptions):
     """The options that stand beside the name of every step."""
 
+    timeout: Annotated[Duration | None, Field(description="How long it may take, such as 2m; an hour.")] = None
     via: Annotated[Literal["auto", "native", "guestfs", "ssh"], Field(description="How to reach the guest.")] = "auto"
     cache: Annotated[bool, Field(description="Run it in every build when false.")] = True
 
@@ -80,6 +85,11 @@ class Entry(Generic[K]):
     def step(self) -> StepOptions:
         """The options of a step."""
         return cast(StepOptions, self.options)
+
+    @property
+    def retries(self) -> int:
+        """How often a step or check is tried again."""
+        return cast(CheckOptions, self.options).retries
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def of_image(path: Path) -> Recipe:
     place = Complaint(path, 1, 1, "", "")
     name = "".join(c if c.isalnum() else "-" for c in path.stem.lower()).strip("-") or "image"
     base = known("bases")["disk"].model_validate({"path": path.name}, context={"folder": path.parent})
-    check = Entry(cast(Check, known("checks")["boot"]()), Common(), place)
+    check = Entry(cast(Check, known("checks")["boot"]()), CheckOptions(), place)
     return Recipe(
         path=path, name=name, version="0", description="", arch="x86_64", variables={}, secrets={}, machine=Machine(),
         base=cast(Base, base), base_place=place, steps=(), checks=(check,), outputs=(),
@@ -168,7 +178,7 @@ class _Loader:
         machine = self._options(Machine, self._rendered(top.get("machine"), ("machine",)), ("machine",))
         base = self._base(top)
         steps = self._entries(top, "steps", Step, StepOptions)
-        checks = self._entries(top, "checks", Check, Common)
+        checks = self._entries(top, "checks", Check, CheckOptions)
         outputs = self._entries(top, "outputs", Output, Common)
         self._unique_labels(outputs)
         if machine is None or base is None:

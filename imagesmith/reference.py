@@ -7,7 +7,7 @@ import types
 from typing import Any, get_args
 
 from imagesmith.kinds import FAMILIES, Kind, Options, known
-from imagesmith.recipe import ARCHITECTURES, Common, Machine, StepOptions
+from imagesmith.recipe import ARCHITECTURES, CheckOptions, Common, Machine, StepOptions
 
 
 def _schema_of(model: type[Options]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def schema() -> dict[str, Any]:
             "machine": {**_schema_of(Machine), "description": inspect.getdoc(Machine)},
             "base": {"oneOf": [_entry(kind, None) for kind in known("bases").values()]},
             "steps": _list_of("steps", StepOptions),
-            "checks": _list_of("checks", Common),
+            "checks": _list_of("checks", CheckOptions),
             "outputs": _list_of("outputs", Common),
         },
     }

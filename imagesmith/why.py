@@ -13,7 +13,7 @@ def reasons(plan: Plan, store: Store) -> Iterator[tuple[Node, bool, str]]:
     """For each node: whether its result is there and will be used, and if not, why."""
     latest: dict[str, Layer] = {}
     for layer in sorted(store.layers(), key=lambda layer: layer.made):
-        latest[layer.name] = layer
+        latest[str(layer.facts.get("place"))] = layer
     running: set[str] = set()
     for node in plan.nodes:
         if node.entry is not None and not node.entry.step.cache:
@@ -24,7 +24,7 @@ def reasons(plan: Plan, store: Store) -> Iterator[tuple[Node, bool, str]]:
             yield node, True, ""
             continue
         else:
-            why = _difference(node, latest.get(node.full_name))
+            why = _difference(node, latest.get(node.place))
         running.add(node.name)
         yield node, False, why
 

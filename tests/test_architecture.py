@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "imagesmith"
-FOUNDATION = {"errors", "host", "archive", "interfaces", "kinds", "content"}
+FOUNDATION = {"errors", "host", "archive", "interfaces", "kinds"}
 KINDS = {"bases", "steps", "checks", "outputs"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "host": {"errors"},
     "archive": {"errors"},
-    "content": {"errors"},
     "interfaces": {"host"},
     "kinds": {"errors", "host", "interfaces"},
     **{family: FOUNDATION | {family} for family in KINDS},
@@ -26,10 +25,10 @@ MAY: dict[str, set[str]] = {
     "fetch": {"errors", "host", "interfaces", "store_files", "fetch_http", "fetch_sums"},
     "fetch_http": {"errors", "interfaces", "store_files"},
     "fetch_sums": {"errors", "host"},
-    "tree": {"errors", "host", "interfaces", "tree", "content", "archive"},
-    "disk": {"errors", "host", "interfaces", "disk", "qmp", "content", "archive"},
-    "machine": {"errors", "host", "interfaces", "machine", "disk", "qmp", "content", "archive"},
-    "drivers": {"errors", "host", "interfaces", "drivers", "tree", "disk", "machine", "qmp", "archive", "content"},
+    "tree": {"errors", "host", "interfaces", "tree", "archive"},
+    "disk": {"errors", "host", "interfaces", "disk", "qmp", "archive"},
+    "machine": {"errors", "host", "interfaces", "machine", "disk", "qmp", "archive"},
+    "drivers": {"errors", "host", "interfaces", "drivers", "tree", "disk", "machine", "qmp", "archive"},
     "probe": {"errors", "host", "machine"},
     "doctor": {"errors", "host", "machine", "probe", "tree"},
     "document": {"errors"},

@@ -131,14 +131,14 @@ outputs: [qcow, qcow2, qcow2]
         "r.yaml:6:5: steps[0].pakages: unknown step 'pakages'; did you mean 'packages'?",
         "steps[1].copy.from: no such file:",
         "did you mean 'site'?",
-        "r.yaml:7:31: steps[1].copy.moed: unknown option 'moed'; did you mean 'mode'?",
+        "steps[1].copy.moed: unknown option 'moed'; did you mean 'mode'?",
         "r.yaml:8:12: steps[2].shell: unknown variable 'hostnam'",
         "steps[3]: names no step",
         "r.yaml:10:5: steps[4]: is shell and copy at once",
         "r.yaml:13:5: steps[5].timout: unknown option 'timout' beside 'shell'; did you mean 'timeout'?",
         "r.yaml:15:14: steps[6].timeout: 'soon' is no duration",
         "r.yaml:17:5: checks[0].prot: unknown check 'prot'; did you mean 'port'?",
-        "r.yaml:18:11: outputs[0]: unknown output 'qcow'; did you mean 'qcow2'?",
+        "r.yaml:18:10: outputs[0]: unknown output 'qcow'; did you mean 'qcow2'?",
         "r.yaml:18:24: outputs[2]: there are two outputs 'qcow2'",
     ):
         assert expected in rest
