@@ -444,3 +444,22 @@ def test_a_host_that_forbids_namespaces_is_told_what_to_do(tmp_path: Path) -> No
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert "forbids user namespaces" in done.stdout
     assert "sudo sysctl -w user.max_user_namespaces=" in done.stdout
+
+
+def test_a_step_cannot_reach_the_host_by_leaving_its_root(layers: Layers, tmp_path: Path) -> None:
+    mark = tmp_path / "mark-of-the-host"
+    mark.write_text("here")
+    out = 'mkdir "/x"; chroot "/x"; chdir ".." for 1..64; chroot "."; print -e $ARGV[0] ? "out" : "in"'
+    looks = f'for place in /proc/[0-9]*/root /proc/[0-9]*/cwd /proc/[0-9]*/fd/*; do test ! -e "$place{mark}"; done'
+    seen: list[str] = []
+
+    def work(root: Root) -> None:
+        seen.append(root.run(["perl", "-e", out, str(mark)]).output)
+        seen.append(root.run(["sh", "-ec", f"{looks}; echo in"]).output)
+        seen.append(root.run(["nsenter", "--mount=/proc/1/ns/mnt", "ls", str(mark)], check=False).output)
+        seen.append(root.run(["cat", "/proc/self/mountinfo"]).output)
+
+    layers(work)
+    assert [text.strip() for text in seen[:2]] == ["in", "in"]
+    assert "ermission denied" in seen[2]
+    assert str(tmp_path) not in "".join(line.split(" - ")[0] for line in seen[3].splitlines())

@@ -26,6 +26,8 @@ _FAULTS = (
      "the firmware found nothing to boot (UEFI)"),
     (re.compile(r"grub rescue>"), "GRUB does not find its files and dropped to its rescue prompt"),
     (re.compile(r"Minimal BASH-like line editing|^grub> ?$", re.M), "GRUB found no configuration and shows its prompt"),
+    (re.compile(r"error: (?:you need to load the kernel first|file `[^']*(?:vmlinu|linux)[^']*' not found)"),
+     "GRUB did not find the kernel that it was told to boot"),
     (re.compile(r"dropping to a shell!", re.I), "the initial RAM disk did not find the root file system"),
     (re.compile(r"Entering emergency mode\. Exit the shell to continue|You are in (?:emergency|rescue) mode"
                 r"|Give root password for maintenance|Cannot open access to console, the root account is locked"),

@@ -38,6 +38,8 @@ def main() -> NoReturn:
     wire.send(_OUT, {"ok": True})
     wire.receive(_IN)  # the identity maps are written
     linux.die_with_parent()
+    if begin["user"]:
+        linux.hide_from_guests()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child:
@@ -69,6 +71,7 @@ def _fail(error: BaseException, where: str = "") -> None:
 class _Agent:
     def __init__(self, begin: Mapping[str, Any]) -> None:
         self._errors = os.dup(2)
+        self._user: bool = begin["user"]
         os.setgid(0)
         os.setuid(0)
         os.setgroups([])
@@ -121,7 +124,10 @@ class _Agent:
         self._furnish()
 
         def enter() -> None:
-            guest.enter(self._root)
+            if self._user:  # a chroot holds nobody who is root and wants out
+                linux.pivot(self._root)
+            else:  # a namespace of a program that lingers would keep the disk's file system from being unmounted
+                guest.enter(self._root)
             linux.drop_capabilities()
 
         return {"status": self._program(request["argv"], request["env"], payload, enter)}

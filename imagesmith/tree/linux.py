@@ -17,6 +17,7 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT = 1, 2, 4, 8, 32
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18
 _DETACH, _AT_FDCWD, _AT_RECURSIVE = 2, -100, 0x8000
 _SYS_MOUNT_SETATTR, _MOUNT_ATTR_RDONLY = 442, 1
+_SYS_PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41  # <asm/unistd_64.h>, <asm-generic/unistd.h>
 # <linux/prctl.h>, <linux/capability.h>
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_DUMPABLE = 1, 24, 4
 _DROPPED = (16, 17, 22, 25)
@@ -42,6 +43,26 @@ def unshare(flags: int) -> None:
 def die_with_parent() -> None:
     """Be killed when the thread that started us ends (prctl(2), PR_SET_PDEATHSIG)."""
     _call(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+
+
+def hide_from_guests() -> None:
+    """Let nobody in our user namespace look into this process through /proc (ptrace(2), "Ptrace access mode checking").
+
+    It was executed outside of the namespace, so root in there has no power over it once it is not dumpable.
+    """
+    _call(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+
+
+def pivot(root: str) -> None:
+    """Make a mounted ``root`` all that this process can see: the old root is gone from its mount namespace.
+
+    The old root is put over the new one and taken away there (pivot_root(2), "pivot_root(".", ".")").
+    """
+    unshare(NEW_MOUNTS)
+    os.chdir(root)
+    _call(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), root)
+    umount(".")
+    os.chdir("/")
 
 
 def drop_capabilities() -> None:
