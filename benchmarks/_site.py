@@ -1,0 +1,80 @@
+"""Where the benchmarks work: a throw-away folder with a store of its own, the recipes, and imagesmith's command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import Run, measure
+
+PACKAGES = ("openssh-server", "sudo")
+BASE = f"base: {{bootstrap: {{distribution: debian, suite: bookworm, packages: [{', '.join(PACKAGES)}]}}}}\n"
+"""The base of every recipe here, so that it is made once."""
+MACHINE = "machine: {cpus: 2, memory: 1G, disk: 4G, firmware: bios}\n"
+STEPS = """
+steps:
+  - packages: [nginx-light]
+  - user: {name: ops, shell: /bin/bash}
+  - copy: {from: index.html, to: /var/www/html/}
+"""
+PAGE = "<p>It works</p>\n"
+_COMMAND = "from imagesmith.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class Build:
+    """One run of ``imagesmith build``: the measurements, and the events that it told."""
+
+    run: Run
+    events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def nodes(self) -> dict[str, float]:
+        """The nodes that ran, with their own seconds."""
+        return {e["node"]: e["seconds"] for e in self.events if e["event"] == "node-done"}
+
+    def until(self, node: str) -> float:
+        """Seconds from the start of the command to the moment a node was done and flushed, all before it included."""
+        [stamp] = [e["time"] for e in self.events if e["event"] == "node-done" and e["node"] == node]
+        return datetime.fromisoformat(stamp).timestamp() - self.run.begun
+
+
+@dataclass
+class Site:
+    """The throw-away folder. ``say`` takes a line on what is going on; ``most`` is the repetitions at most."""
+
+    folder: Path
+    say: Callable[[str], None]
+    most: int
+    peaks: dict[str, int] = field(default_factory=dict)
+    """The most memory that imagesmith's process took: what was built -> bytes."""
+    _store: Path = Path()
+    _stores: int = 0
+
+    def __post_init__(self) -> None:
+        self.fresh_store()
+        (self.folder / "index.html").write_text(PAGE)
+
+    def fresh_store(self) -> None:
+        """Begin with an empty store; the earlier ones stay until the end."""
+        self._stores += 1
+        self._store = self.folder / f"store{self._stores}"
+
+    def recipe(self, name: str, rest: str) -> Path:
+        """Write a recipe on the common base."""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(f"name: {name}\n" + MACHINE + BASE + rest)
+        return path
+
+    def build(self, recipe: Path, *options: str) -> Build:
+        """Run ``imagesmith build``. Raises CommandFailed."""
+        argv = [sys.executable, "-c", _COMMAND, "build", recipe.name, "--log-format", "json", *options]
+        run = measure(argv, cwd=self.folder, env={"IMAGESMITH_CACHE": str(self._store)})
+        told = tuple(json.loads(line) for line in run.stderr.splitlines() if line.startswith("{"))
+        self.peaks[recipe.stem] = max(run.peak, self.peaks.get(recipe.stem, 0))
+        return Build(run, told)

@@ -1,0 +1,70 @@
+"""Debian 12, nginx-light, a user and a file, to a compressed qcow2: imagesmith, Packer and virt-customize.
+
+All begin with the same base. imagesmith has it in its store; the others get it as a qcow2 that imagesmith made, with a
+user that has a key and sudo. Everything is done anew each time: only the base is cached.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import _packer, _virt_customize
+from benchmarks._measure import measure
+from benchmarks._site import STEPS, Site
+from benchmarks._table import Row, median, seconds
+
+TARGETS = {"packer": 10, "virt-customize": 7}
+
+
+def run(site: Site) -> list[Row]:
+    """Take turns: ours, a peer once, ours, the other peer once, ours."""
+    base = _peer_base(site)
+    recipe = site.recipe("web", STEPS + "outputs: [qcow2]\n")
+    site.say("provision: the first build")
+    site.build(recipe, "--no-checks")
+    peers: dict[str, Callable[[], dict[str, float]]] = {
+        "packer": lambda: _packer.build(site.folder, base),
+        "virt-customize": lambda: _virt_customize.build(site.folder, base),
+    }
+    ours, theirs = [_ours(site, recipe)], dict[str, dict[str, float]]()
+    for name, build in peers.items():
+        if shutil.which(name) is None:
+            site.say(f"provision: {name} is not installed, left out")
+            continue
+        site.say(f"provision: {name}, once")
+        theirs[name] = build()
+        site.say(f"provision: {name}: " + ", ".join(f"{part} {taken:.1f}" for part, taken in theirs[name].items()))
+        ours.append(_ours(site, recipe))
+    rows = []
+    for name, parts in theirs.items():
+        whole, least = sum(parts.values()), TARGETS[name]
+        ratio = whole / median(ours)
+        rows.append(Row(f"nginx, user, file to compressed qcow2 ({len(ours)} runs, peer once)", seconds(ours),
+                        f"{name} {whole:.1f} s", f"{ratio:.1f} times faster", f">= {least} times",
+                        ratio >= least))  # fmt: skip
+    return rows
+
+
+def _ours(site: Site, recipe: Path) -> float:
+    build = site.build(recipe, "--no-checks", "--from", "1")
+    if [name for name in build.nodes if name.startswith("base")] or "output qcow2" not in build.nodes:
+        raise AssertionError(f"not what was to be measured: {build.nodes}")
+    site.say("provision: " + ", ".join(f"{name} {taken:.2f}" for name, taken in build.nodes.items())
+             + f"; whole {build.run.seconds:.2f}")  # fmt: skip
+    return build.run.seconds
+
+
+def _peer_base(site: Site) -> Path:
+    """The common base as a disk, uncompressed so that nobody has to unpack it."""
+    key = site.folder / "key"
+    if not key.exists():
+        measure(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key], cwd=site.folder)
+    rest = (
+        f"steps:\n  - user: {{name: {_packer.USER}, shell: /bin/bash, sudo: nopasswd, ssh_keys: [key.pub]}}\n"
+        "outputs: [{qcow2: none}]\n"
+    )
+    site.say("provision: the base for the others")
+    site.build(site.recipe("peer-base", rest), "--no-checks")
+    return site.folder / "output/peer-base/peer-base.qcow2"

@@ -1,0 +1,24 @@
+"""A recipe with no change: from the command to "up to date", with all outputs and checks in the plan."""
+
+from __future__ import annotations
+
+from benchmarks import memory
+from benchmarks._site import Site
+from benchmarks._table import Row, seconds
+
+TARGET = 1.0
+
+
+def run(site: Site) -> list[Row]:
+    """Build once, then again without a change."""
+    recipe = memory.recipe(site)
+    site.say("unchanged: the first build")
+    site.build(recipe)
+    taken = []
+    for _ in range(site.most + 2):
+        again = site.build(recipe)
+        if "up to date" not in again.run.stdout:
+            raise AssertionError(again.run.stdout)
+        taken.append(again.run.seconds)
+    return [Row(f"recipe with no change ({len(taken)} runs)", seconds(taken), target=f"< {TARGET:g} s",
+                reached=max(taken) < TARGET)]  # fmt: skip
