@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,6 @@ def seconds(values: Sequence[float]) -> str:
     """Say the median of measured seconds, and between what they lie."""
     middle = f"{median(values):.2f} s"
     return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value; of an even number the higher of the two in the middle, so that nothing looks better."""
-    return sorted(values)[len(values) // 2]
 
 
 def show(rows: Sequence[Row]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from statistics import median
 
 from benchmarks._measure import measure
 from benchmarks._site import PACKAGES, Site
-from benchmarks._table import Row, median, seconds
+from benchmarks._table import Row, seconds
 from imagesmith.bases._mirrors import host_mirrors, sources
 from imagesmith.bases.bootstrap import Bootstrap
 from imagesmith.host import Host

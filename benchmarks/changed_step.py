@@ -5,8 +5,10 @@ The step sleeps for two seconds, so its own time is known exactly and is not wha
 
 from __future__ import annotations
 
+from statistics import median
+
 from benchmarks._site import STEPS, Build, Site
-from benchmarks._table import Row, median, seconds
+from benchmarks._table import Row, seconds
 
 TARGET = 3.0
 SLEEP = 2

@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from benchmarks import _packer, _virt_customize
 from benchmarks._measure import measure
 from benchmarks._site import STEPS, Site
-from benchmarks._table import Row, median, seconds
+from benchmarks._table import Row, seconds
 
 TARGETS = {"packer": 10, "virt-customize": 7}
 

@@ -261,6 +261,9 @@ def check_image(
                                            metavar="RECIPE|IMAGE")],
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
     junit: Annotated[Path | None, typer.Option(help="Write the results to this file as JUnit XML.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where a failed guest's console and screen go.")] = (
+        Path("output")
+    ),
     log_format: LogFormat = "text",
 ) -> None:  # fmt: skip
     """Run the checks alone: on a booted throw-away copy of the image; what a recipe lacks is built first."""
@@ -276,7 +279,7 @@ def check_image(
         planned = make_plan(of_image(target), _facts(), _loader(_overrides([], [])), outputs=False)
     results: list[dict[str, object]] = []
     try:
-        _build(planned, output=Path("output"), jobs=1, log_format=log_format, verbose=False, publish_it=False,
+        _build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,
                fresh=[node.name for node in planned.checks], listen=results.append)  # fmt: skip
     finally:
         if junit is not None:

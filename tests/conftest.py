@@ -35,7 +35,7 @@ class Command:
         return {**kept, "IMAGESMITH_CACHE": str(self.store), **more}
 
     def argv(self, *args: str | Path) -> list[str]:
-        more = ["--output", str(self.output)] if args[0] == "build" else []
+        more = ["--output", str(self.output)] if args[0] in ("build", "test") else []
         return [sys.executable, "-m", "imagesmith.cli", *map(str, args), *more]
 
     def __call__(self, *args: str | Path, expect: int = 0, env: dict[str, str] | None = None) -> Ran:
