@@ -79,9 +79,10 @@ def forbidden(why: str) -> BuildError:
             continue
         if set_to == value:
             return BuildError(f"this host forbids user namespaces ({name.replace('/', '.')} is {value}): {why}",
-                              hint=f"sudo sysctl -w {setting}, or build as root")  # fmt: skip
+                              hint=f"sudo sysctl -w {setting}")  # fmt: skip
     return BuildError(
         f"this host does not allow a root file system to be opened in a user namespace: {why}",
         hint="in a container, start it with --privileged, or with --security-opt seccomp=unconfined, "
-        "--security-opt apparmor=unconfined and --security-opt systempaths=unconfined",
+        "--security-opt apparmor=unconfined and --security-opt systempaths=unconfined; after chroot(8) the kernel "
+        "allows none (pivot_root(8) instead, as systemd-nspawn does)",
     )

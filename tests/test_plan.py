@@ -1,0 +1,141 @@
+"""What runs again, and what does not: keys, drivers, and the order of nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imagesmith.errors import RecipeError
+from imagesmith.plan import Facts, Plan, make_plan
+from imagesmith.recipe import Overrides, Recipe, load
+
+HEAD = "base: {bootstrap: {distribution: debian, suite: bookworm}}\noutputs: [qcow2, oci]\nchecks: [boot]\n"
+DISK = "base: {disk: {path: old.raw}}\noutputs: [qcow2]\n"
+
+
+def read(path: Path) -> Recipe:
+    return load(path, Overrides(environment={}))
+
+
+def plan(folder: Path, text: str, *, root: bool = True, **options: object) -> Plan:
+    (folder / "old.raw").write_bytes(b"x" * 512)
+    (folder / "r.yaml").write_text(text)
+    return make_plan(read(folder / "r.yaml"), Facts(root=root), read, **options)  # type: ignore[arg-type]
+
+
+def keys(found: Plan) -> dict[str, str]:
+    return {node.name: node.key for node in found.nodes}
+
+
+def test_a_tree_stays_a_tree_until_a_disk_is_needed(tmp_path: Path) -> None:
+    found = plan(tmp_path, HEAD + "steps: [{shell: 'true'}]\n")
+    assert [(n.verb, n.gives, n.driver) for n in found.nodes] == [
+        ("base", "tree", ""), ("step", "tree", "native"), ("step", "tree", "native"), ("assemble", "disk", ""),
+        ("output", "files", ""), ("output", "files", ""), ("check", "record", ""),
+    ]  # fmt: skip
+    qcow2, oci = found.outputs
+    assert qcow2.below is found.sealed
+    assert oci.below is found.spine[2]
+
+
+def test_only_containers_need_no_disk(tmp_path: Path) -> None:
+    found = plan(tmp_path, HEAD, only=["oci"], checks=False)
+    assert "assemble" not in {node.verb for node in found.nodes}
+
+
+def test_a_change_gives_new_keys_to_what_follows_and_only_to_that(tmp_path: Path) -> None:
+    steps = "steps: [{shell: echo one}, {shell: echo two}, {shell: echo three}]\n"
+    before = keys(plan(tmp_path, HEAD + steps))
+    after = keys(plan(tmp_path, HEAD + steps.replace("two", "TWO")))
+    same = {name for name in before if before[name] == after.get(name)}
+    assert same == {"base bootstrap debian bookworm", "1 shell echo one"}
+
+
+@pytest.mark.parametrize("change", [
+    ("shell: 'true'", "shell: 'true', timeout: 9m"), ("shell: 'true'", "shell: 'true', retries: 3"),
+    ("shell: 'true'", "shell: 'true', name: other"), ("checks: [boot]", "checks: [{boot: {within: 9m}}]"),
+])  # fmt: skip
+def test_what_does_not_change_the_image_changes_no_layer(tmp_path: Path, change: tuple[str, str]) -> None:
+    text = HEAD + "steps: [{shell: 'true'}]\n"
+    before, after = plan(tmp_path, text), plan(tmp_path, text.replace(*change))
+    assert [node.key for node in before.spine] == [node.key for node in after.spine]
+
+
+def test_a_file_counts_by_its_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("one")
+    text = HEAD + "steps: [{copy: {from: a, to: /a}}]\n"
+    before = plan(tmp_path, text).sealed.key
+    (tmp_path / "b").write_text("one")
+    assert plan(tmp_path, text.replace("from: a", "from: b")).sealed.key == before
+    (tmp_path / "a").write_text("two")
+    assert plan(tmp_path, text).sealed.key != before
+
+
+def test_a_secret_is_in_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = HEAD + "variables: {t: {secret: {env: T}}}\nsteps: [{shell: {run: x, env: {T: '{{ t }}'}}}]\n"
+    monkeypatch.setenv("T", "one")
+    before = keys(plan(tmp_path, text))
+    monkeypatch.setenv("T", "two")
+    assert keys(plan(tmp_path, text)) == before
+
+
+@pytest.mark.parametrize(("base", "via", "root", "driver"), [
+    ("{path: old.raw}", "auto", True, "guestfs"), ("{path: old.raw, trusted: true}", "auto", True, "native"),
+    ("{path: old.raw, trusted: true}", "auto", False, "guestfs"), ("{path: old.raw}", "guestfs", True, "guestfs"),
+    ("{path: old.raw}", "ssh", True, "ssh"),
+])  # fmt: skip
+def test_how_a_step_reaches_a_disk(tmp_path: Path, base: str, via: str, root: bool, driver: str) -> None:
+    text = DISK.replace("{path: old.raw}", base) + f"steps: [{{shell: x, via: {via}}}, {{cleanup: false}}]\n"
+    found = plan(tmp_path, text, root=root)
+    assert found.spine[-1].driver == driver
+    assert found.spine[-1].why_driver
+
+
+def test_offline_and_online_are_different_results(tmp_path: Path) -> None:
+    text = DISK + "steps: [{shell: x, via: VIA}, {cleanup: false}]\n"
+    drivers = {via: plan(tmp_path, text.replace("VIA", via)).sealed.key for via in ("auto", "guestfs", "ssh")}
+    assert drivers["auto"] == drivers["guestfs"] != drivers["ssh"]
+
+
+def test_a_step_that_needs_a_running_guest_gets_one(tmp_path: Path) -> None:
+    found = plan(tmp_path, HEAD + "steps: [{shell: x}, {service: {started: [nginx]}}]\n")
+    assert [(n.verb, n.driver) for n in found.spine] == [
+        ("base", ""), ("step", "native"), ("assemble", ""), ("step", "ssh"), ("step", "native")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (DISK + "steps: [{shell: x, via: native}]\n", "say `trusted: true` at the base"),
+    (HEAD + "steps: [{service: {started: [x]}, via: native}]\n", "needs a running guest"),
+    ("base: {recipe: r.yaml}\n", "the recipe is its own base"),
+])  # fmt: skip
+def test_what_cannot_be_planned_is_said(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        plan(tmp_path, text)
+
+
+def test_a_recipe_on_a_recipe_shares_its_layers(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: lower\n" + HEAD + "steps: [{shell: one}]\n")
+    lower = make_plan(read(tmp_path / "base.yaml"), Facts(root=True), read)
+    upper = plan(tmp_path, "name: upper\nbase: {recipe: base.yaml}\nsteps: [{shell: two}]\n")
+    assert [n.key for n in lower.spine] == [n.key for n in upper.spine[: len(lower.spine)]]
+    assert [n.driver for n in upper.spine[len(lower.spine) :]] == ["native", "native"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=6), st.data())
+def test_keys_depend_on_everything_below_and_nothing_else(
+    tmp_path: Path, words: list[str], data: st.DataObject
+) -> None:
+    position = data.draw(st.integers(0, len(words) - 1))
+    changed = [*words[:position], "changed", *words[position + 1 :]]
+
+    def spine(of: list[str]) -> list[str]:
+        steps = ", ".join(f"{{shell: {word}}}" for word in of)
+        return [node.key for node in plan(tmp_path, HEAD + f"steps: [{steps}]\n").spine]
+
+    before, after = spine(words), spine(changed)
+    assert before[: position + 1] == after[: position + 1]
+    assert not set(before[position + 1 :]) & set(after[position + 1 :])
