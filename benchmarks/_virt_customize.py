@@ -19,7 +19,7 @@ def build(folder: Path, base: Path) -> dict[str, float]:
     steps: dict[str, list[str | Path]] = {
         "overlay": ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, work],
         "virt-customize": [
-            "virt-customize", "--quiet", "--add", work, "--format", "qcow2", "--smp", "2", "--memsize", "1024",
+            "virt-customize", "--quiet", "--format", "qcow2", "--add", work, "--smp", "2", "--memsize", "1024",
             "--install", "nginx-light", "--run-command", "useradd --create-home --shell /bin/bash ops",
             "--upload", f"{folder / 'index.html'}:/var/www/html/index.html",
         ],

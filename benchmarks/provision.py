@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import _packer, _virt_customize
-from benchmarks._measure import measure
+from benchmarks._measure import CommandFailed, measure
 from benchmarks._site import STEPS, Site
 from benchmarks._table import Row, seconds
 
@@ -20,7 +20,9 @@ TARGETS = {"packer": 10, "virt-customize": 7}
 
 
 def run(site: Site) -> list[Row]:
-    """Take turns: ours, a peer once, ours, the other peer once, ours."""
+    """Take turns: ours, a peer once, ours, the other peer once, ours. The load of a shared host drifts: each peer
+    is compared with ours just before and just after it.
+    """
     base = _peer_base(site)
     recipe = site.recipe("web", STEPS + "outputs: [qcow2]\n")
     site.say("provision: the first build")
@@ -29,20 +31,23 @@ def run(site: Site) -> list[Row]:
         "packer": lambda: _packer.build(site.folder, base),
         "virt-customize": lambda: _virt_customize.build(site.folder, base),
     }
-    ours, theirs = [_ours(site, recipe)], dict[str, dict[str, float]]()
+    rows, ours = list[Row](), [_ours(site, recipe)]
     for name, build in peers.items():
         if shutil.which(name) is None:
             site.say(f"provision: {name} is not installed, left out")
             continue
         site.say(f"provision: {name}, once")
-        theirs[name] = build()
-        site.say(f"provision: {name}: " + ", ".join(f"{part} {taken:.1f}" for part, taken in theirs[name].items()))
+        try:
+            parts = build()
+        except CommandFailed as error:
+            site.say(f"provision: {error}")
+            rows.append(Row("nginx, user, file to compressed qcow2", seconds(ours), f"{name} failed", reached=False))
+            continue
+        site.say(f"provision: {name}: " + ", ".join(f"{part} {taken:.1f}" for part, taken in parts.items()))
         ours.append(_ours(site, recipe))
-    rows = []
-    for name, parts in theirs.items():
-        whole, least = sum(parts.values()), TARGETS[name]
-        ratio = whole / median(ours)
-        rows.append(Row(f"nginx, user, file to compressed qcow2 ({len(ours)} runs, peer once)", seconds(ours),
+        around, whole, least = ours[-2:], sum(parts.values()), TARGETS[name]
+        ratio = whole / median(around)
+        rows.append(Row("nginx, user, file to compressed qcow2 (before and after the peer)", seconds(around),
                         f"{name} {whole:.1f} s", f"{ratio:.1f} times faster", f">= {least} times",
                         ratio >= least))  # fmt: skip
     return rows
