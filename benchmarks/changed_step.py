@@ -36,7 +36,8 @@ def run(site: Site) -> list[Row]:
             target=f"<= {TARGET:g} s", reached=median(over) <= TARGET),
         *(Row(f"  of that: {name}", seconds([build.nodes[name] for build in builds]))
           for name in builds[0].nodes if not name.startswith(("output", "4 "))),
-        Row("  until the assembled disk is in the store", seconds([b.until("assemble the disk") - SLEEP for b in builds])),
+        Row("  until the assembled disk is in the store",
+            seconds([build.until("assemble the disk") - SLEEP for build in builds])),
         Row("  the output, not counted", seconds([build.nodes["output qcow2"] for build in builds])),
     ]  # fmt: skip
 
