@@ -48,6 +48,8 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "qemu-system-aarch64": ("qemu-system-arm", "qemu-system-aarch64", "qemu-system-aarch64"),
     "qemu-system-x86_64": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86"),
     "sfdisk": ("fdisk", "util-linux", "util-linux"),
+    "ssh": ("openssh-client", "openssh-clients", "openssh"),
+    "ssh-keygen": ("openssh-client", "openssh", "openssh"),
     "tar": ("tar", "tar", "tar"),
     "xz": ("xz-utils", "xz", "xz"),
     "zstd": ("zstd", "zstd", "zstd"),

@@ -37,7 +37,8 @@ class Drive:
     """A disk. The first one of a machine is what it boots from."""
 
     path: Path
-    format: Literal["qcow2", "raw"] = "qcow2"
+    """A file; with the format ``nbd`` the UNIX socket of a server that offers the export ``disk`` (disk/attach.py)."""
+    format: Literal["qcow2", "raw", "nbd"] = "qcow2"
     throw_away: bool = True
     """Ignore the guest's flushes: quick, and lost if the host loses power."""
     read_only: bool = False
@@ -160,6 +161,9 @@ def _blockdev(
     name: str, path: Path, format: str, *, read_only: bool = False, cache: dict[str, bool] | None = None
 ) -> list[str]:
     node: dict[str, object] = {"driver": format, "node-name": name, "read-only": read_only, "discard": "unmap"}
+    if format == "nbd":
+        node |= {"server": {"type": "unix", "path": str(path)}, "export": "disk"}
+        return ["-blockdev", json.dumps(node, sort_keys=True, separators=(",", ":"))]
     below: dict[str, object] = {"driver": "file", "filename": str(path), "discard": "unmap"}
     if cache is not None:
         node["cache"] = below["cache"] = cache

@@ -51,8 +51,8 @@ _START_SECONDS = 600.0
 # Linux: arch/x86/kernel/apic/io_apic.c, check_timer(). It counts timer interrupts for some milliseconds and panics when
 # none come: so it is under TCG when a busy host did not let QEMU's other threads run meanwhile. Nothing was written yet
 # at that point, and it says nothing about the image (seen once in about ten boots on two busy cores).
-_LATE_TIMER = "IO-APIC + timer doesn't work"
-_FRESH_STARTS = 3
+LATE_TIMER = "IO-APIC + timer doesn't work"
+FRESH_STARTS = 3
 
 
 class BootedGuest:
@@ -92,7 +92,7 @@ class BootedGuest:
             self._channel.listen()
             return self._channel.ready or None
 
-        deadline, left = time.monotonic() + timeout, _FRESH_STARTS
+        deadline, left = time.monotonic() + timeout, FRESH_STARTS
         while True:
             try:
                 self._machine.watch(ready, within=deadline - time.monotonic(), doing="finish starting",
@@ -100,7 +100,7 @@ class BootedGuest:
                 return
             except GuestFailed as error:
                 left -= 1
-                if _LATE_TIMER not in error.message or self._machine.spec.accelerator != "tcg" or left < 0:
+                if LATE_TIMER not in error.message or self._machine.spec.accelerator != "tcg" or left < 0:
                     raise
                 self._log("the emulated timer was late, because this host is busy; starting the guest again")
                 self._machine.start_again()

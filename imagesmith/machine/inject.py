@@ -31,7 +31,7 @@ _PURPOSE = "put the control channel into a throw-away copy of the disk"
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A partition that may hold the root file system. ``offset`` and ``size`` in bytes."""
 
     offset: int
@@ -67,9 +67,9 @@ def inject(overlay: Path, host: Host, *, otherwise: Unpack | None = None) -> Non
 
 def _inject_ext4(raw: Path, host: Host) -> str:
     """Do it, or say why it cannot be done."""
-    for place in _places(raw, host):
+    for place in places(raw, host):
         device = f"{raw}?offset={place.offset}"
-        said = _debugfs(device, ["stats", "stat /etc", *(f"stat {path}" for path in _SYSTEMD)], host)
+        said = debugfs(device, ["stats", "stat /etc", *(f"stat {path}" for path in _SYSTEMD)], host)
         if "Type: directory" not in said:
             continue
         if "needs_recovery" in said:
@@ -82,17 +82,17 @@ def _inject_ext4(raw: Path, host: Host) -> str:
     return "it has no ext4 file system with /etc on a partition of its own"
 
 
-def _places(raw: Path, host: Host) -> list[_Place]:
+def places(raw: Path, host: Host) -> list[Place]:
     """Where the root may be: the partition that says so first, then the largest; or the whole disk."""
     try:
         table: dict[str, Any] = json.loads(host.run(["sfdisk", "--json", raw], purpose=_PURPOSE).text)["partitiontable"]
         sector = int(table.get("sectorsize", 512))
         found = [
-            _Place(int(p["start"]) * sector, int(p["size"]) * sector, str(p["type"]).upper() in _ROOT_TYPES)
+            Place(int(p["start"]) * sector, int(p["size"]) * sector, str(p["type"]).upper() in _ROOT_TYPES)
             for p in table.get("partitions", ())
         ]
     except (ToolFailed, ValueError, KeyError):
-        return [_Place(0, 0, True)]
+        return [Place(0, 0, True)]
     return sorted(found, key=lambda place: (not place.is_root, -place.size))
 
 
@@ -110,8 +110,8 @@ def _write(device: str, host: Host) -> None:
                 f"sif {path} gid 0")),
             f"symlink {_WANTS}/{SERVICE} ../{SERVICE}",
         ]  # fmt: skip
-        said = _debugfs(device, commands, host, write=True)
-        seen = _debugfs(device, [f"stat {SCRIPT_PATH}", f"stat {_UNIT_PATH}", f"stat {_WANTS}/{SERVICE}"], host)
+        said = debugfs(device, commands, host, write=True)
+        seen = debugfs(device, [f"stat {SCRIPT_PATH}", f"stat {_UNIT_PATH}", f"stat {_WANTS}/{SERVICE}"], host)
         sizes = (len(SCRIPT.encode()), len(UNIT.encode()))
         if seen.count("Type: regular") != 2 or "Type: symlink" not in seen or any(
             f"Size: {size}\n" not in seen for size in sizes
@@ -120,8 +120,8 @@ def _write(device: str, host: Host) -> None:
                              hint="is the image's root file system full or damaged (e2fsck)?")  # fmt: skip
 
 
-def _debugfs(device: str, commands: list[str], host: Host, *, write: bool = False) -> str:
-    """Run debugfs commands; its words, complaints included."""
+def debugfs(device: str, commands: list[str], host: Host, *, write: bool = False) -> str:
+    """Run debugfs commands on ``FILE?offset=BYTES``; its words, complaints included."""
     with tempfile.NamedTemporaryFile("w", prefix="imagesmith-") as batch:
         batch.write("\n".join(commands) + "\n")
         batch.flush()
