@@ -67,8 +67,11 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _say(error: ImagesmithError) -> None:
-    where = f"{error.node}: " if error.node else ""
+    where = "".join(f"{part}: " for part in (error.place, error.node) if part)
     print(f"imagesmith: {where}{error.message}", file=sys.stderr)
+    if error.kept is not None and error.kept.is_dir():
+        names = ", ".join(sorted(file.name for file in error.kept.iterdir()))
+        print(f"  kept: {error.kept} ({names})", file=sys.stderr)
     if error.hint:
         print(f"  hint: {error.hint}", file=sys.stderr)
 

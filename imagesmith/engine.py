@@ -33,8 +33,8 @@ DEFAULT_TIMEOUT = 3600.0
 class Workbench(Protocol):
     """The parts that do the work, put together by the caller: the engine knows none of them by name."""
 
-    def driver(self, name: str, gives: str) -> Driver:
-        """The driver of that name for trees or disks."""
+    def driver(self, node: Node) -> Driver:
+        """The driver that a step's node names."""
         ...
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
@@ -159,7 +159,7 @@ class Engine:
                                 return count + 1
                             now[:] = [work.log]
                             if session is None:
-                                driver = self._bench.driver(node.driver, node.gives)
+                                driver = self._bench.driver(node)
                                 opening = driver.session(folders, epoch=self._epoch, log=current)
                                 session = stack.enter_context(opening)
                             below = self._folders(outcome.layers[node.below.name])[-1] if node.below else folders[-1]
@@ -200,7 +200,7 @@ class Engine:
         if failures:
             failures.sort(key=lambda error: error.node)
             together = BuildError("\n".join(f"{e.node}: {e.message}" for e in failures))
-            together.node = ", ".join(e.node for e in failures)
+            together.node, together.kept = ", ".join(e.node for e in failures), self._failed
             raise together from failures[0]
 
     def _run_leaf(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> None:
@@ -297,7 +297,10 @@ class Engine:
                     yield work
                 except ImagesmithError as error:
                     seconds = time.monotonic() - start
-                    error.node = error.node or node.name
+                    error.node, error.kept = error.node or node.name, self._failed
+                    if node.place_in_recipe is not None:
+                        place = node.place_in_recipe
+                        error.place = f"{place.file}:{place.line}:{place.column}"
                     error.message = self._redacted(error.message)
                     stream.flush()
                     self._keep(slot.folder / "log", node.name)

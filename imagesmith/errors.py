@@ -43,6 +43,10 @@ class ImagesmithError(Exception):
         self.hint = hint
         self.node = ""
         """The plan's node that was at work, added on the way up."""
+        self.place = ""
+        """Where in a recipe that node stands: file, line and column."""
+        self.kept: Path | None = None
+        """The folder with the node's log and other evidence."""
 
 
 @dataclass(frozen=True, order=True)

@@ -60,6 +60,13 @@ class Node:
         return self.name if self.name.startswith(f"{self.recipe.name}: ") else f"{self.recipe.name}: {self.name}"
 
     @property
+    def place_in_recipe(self) -> Complaint | None:
+        """Where a base or step stands in its recipe; None for what is made of several things."""
+        if self.entry is not None:
+            return self.entry.place
+        return self.recipe.base_place if self.verb == "base" else None
+
+    @property
     def place(self) -> str:
         """What stays the same when its options change: the recipe, the verb, a step's number, the kind."""
         kind = type(self.kind).name if self.kind is not None else self.firmware
@@ -163,10 +170,11 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
             driver, why, _ = _driver(entry, nodes[-1], facts)
         below = nodes[-1]
         kind, options = entry.kind, entry.kind.identity()
+        mode = "online" if driver == "ssh" else "offline"
         nodes.append(Node(
             name=f"{prefix}{number} {entry.title}", verb="step", number=number, gives=below.gives, recipe=recipe,
             below=below, kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
-            key=digest(["step", type(kind).name, type(kind).version, options, "offline", below.key]),
+            key=digest(["step", type(kind).name, type(kind).version, options, mode, below.key]),
         ))  # fmt: skip
     if complaints:
         raise RecipeError(complaints)
@@ -209,9 +217,10 @@ def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> No
 def _driver(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, str]:
     """Choose how a step reaches the guest: the driver, why, and what is wrong."""
     via, running = entry.step.via, entry.kind.needs_running
+    if running and via not in {"auto", "ssh"}:
+        return "", "", f"needs a running guest ({running}), which via: {via} does not give; leave `via` out"
     if running or via == "ssh":
-        why = running or "via: ssh"
-        return "", "", f"needs a running guest ({why}); steps over SSH are not there yet"
+        return "ssh", running or "the recipe says so", ""
     if below.gives == "tree":
         if via == "guestfs":
             return "guestfs", "the recipe says so", ""

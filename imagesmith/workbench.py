@@ -52,7 +52,8 @@ class Bench:
 
         return probe.accelerator(self._host, self._store.root, self._note)
 
-    def _driver(self, name: str, gives: str) -> Driver:
+    def driver(self, node: Node) -> Driver:
+        """See engine.Workbench."""
         from imagesmith.drivers.guestfs import Guestfs
         from imagesmith.drivers.native_disk import NativeDisk
         from imagesmith.drivers.native_tree import NativeTree
@@ -61,12 +62,16 @@ class Bench:
             ("native", "tree"): lambda: NativeTree(self._host),
             ("native", "disk"): lambda: NativeDisk(self._host),
             ("guestfs", "disk"): lambda: Guestfs(self._host, accelerator=self._accelerator.name),
-        }
-        return made[name, gives]()
+            ("ssh", "disk"): lambda: self._ssh(node),
+        }  # fmt: skip
+        return made[node.driver, node.gives]()
 
-    def driver(self, name: str, gives: str) -> Driver:
-        """See engine.Workbench."""
-        return self._driver(name, gives)
+    def _ssh(self, node: Node) -> Driver:
+        from imagesmith.drivers.ssh import SshDriver
+
+        machine = node.recipe.machine
+        return SshDriver(self._host, accelerator=self._accelerator.name, arch=node.recipe.arch, cpus=machine.cpus,
+                         memory=machine.memory, firmware=machine.firmware[0])  # fmt: skip
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
         """See engine.Workbench."""

@@ -68,6 +68,7 @@ def test_a_step_that_fails_shows_its_last_lines_and_costs_nothing_before_it(quic
     assert "2 break" in ran.err
     assert "exit status 7" in ran.err
     assert "the reason is this" in ran.err
+    assert f"imagesmith: {recipe}:6:5: 2 break: the commands failed" in ran.err
     assert not (quick.output / "small" / "manifest.json").exists()
     assert "the reason is this" in (quick.output / "small" / "failed" / "2-break.log").read_text()
     write(tmp_path, good + "  - name: break\n    shell: echo mended\n")
