@@ -70,8 +70,10 @@ class Bench:
         from imagesmith.drivers.ssh import SshDriver
 
         machine = node.recipe.machine
-        return SshDriver(self._host, accelerator=self._accelerator.name, arch=node.recipe.arch, cpus=machine.cpus,
-                         memory=machine.memory, firmware=machine.firmware[0])  # fmt: skip
+        return SshDriver(
+            self._host, accelerator=self._accelerator.name, cpus=machine.cpus, memory=machine.memory,
+            arch=node.recipe.arch, firmware=machine.firmware[0],  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
         """See engine.Workbench."""

@@ -150,6 +150,10 @@ class SshSession:
         machine = self._stack.enter_context(Machine(host, spec, folder / "console", purpose="run steps over SSH"))
         ssh = self._stack.enter_context(Ssh(host, machine, key, folder))
         self._connect(machine, ssh, log)
+        # None of these is opened by its name again; after kill -9 there is an empty folder left, with a dead socket.
+        for path in folder.iterdir():
+            if path.is_file():
+                path.unlink()
         status, said = ssh.ask(RESTORE, within=BOOT_SECONDS)
         if status != 0:
             raise GuestFailed(f"cannot take the session's key out of the guest again: {said}")
