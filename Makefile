@@ -2,7 +2,7 @@
 .PHONY: help image test test-all lint docs bench clean
 
 help:
-	@echo "make image     install what is missing and build recipes/debian-12.yaml"
+	@echo "make image     install what is missing and build recipes/debian-12.yaml (ARGS=... are options of the build)"
 	@echo "make test      install what is missing, lint, check types, run the tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make bench     compare with packer, virt-customize and mmdebstrap (slow; needs root)"
@@ -11,7 +11,7 @@ help:
 
 image:
 	@tools/setup image
-	.venv/bin/imagesmith build recipes/debian-12.yaml
+	.venv/bin/imagesmith build recipes/debian-12.yaml $(ARGS)
 
 lint:
 	.venv/bin/ruff check .

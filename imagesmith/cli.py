@@ -146,15 +146,14 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
     from imagesmith.engine import Engine
     from imagesmith.events import Event
     from imagesmith.host import Host
-    from imagesmith.kinds import secrets_in
-    from imagesmith.publish import publish, table
+    from imagesmith.publish import check_target, publish, table
     from imagesmith.view import duration, shown
     from imagesmith.workbench import Bench
 
     recipe, host = plan.recipe, Host()
-    names = secrets_in([node.kind for node in plan.nodes]) | secrets_in([entry.kind for entry in recipe.checks])
-    values = secrets.resolve(recipe, host, names)
     target = output / recipe.name
+    if publish_it:
+        check_target(target)
     with shown(log_format, verbose=verbose) as tell:
 
         def hear(event: Event) -> None:
@@ -169,9 +168,12 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
                 bench = Bench(store, host, epoch=plan.facts.epoch,
                               note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
                 engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
-                                secrets=values, failed=target / "failed")  # fmt: skip
+                                ask=lambda recipe, names: secrets.resolve(recipe, host, names),
+                                failed=target / "failed")  # fmt: skip
                 outcome = engine.run(plan, use, fresh=fresh)
-                changed = publish(plan, outcome, target, host) if publish_it else bool(outcome.ran)
+                changed = bool(outcome.ran)
+                if publish_it:
+                    changed = publish(plan, outcome, target, host, store.root / "locks")
         except KeyboardInterrupt:
             host.cancel()
             raise Interrupted("interrupted; what was finished is kept") from None
@@ -206,6 +208,8 @@ def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:
             _plan(path, overrides)
             print(f"{path}: fine")
         except RecipeError as error:
+            if not error.complaints:
+                raise
             complaints += error.complaints
     if complaints:
         for complaint in complaints:
@@ -250,6 +254,8 @@ def build(
         try:
             plans.append(_plan(path, overrides, only=only, checks=not no_checks))
         except RecipeError as error:
+            if not error.complaints:
+                raise
             complaints += error.complaints
     if complaints:
         raise RecipeError(complaints)
@@ -280,6 +286,8 @@ def check_image(
             raise _usage(f"{target} has no checks")
     else:
         planned = make_plan(of_image(target), _facts(), _loader(_overrides([], [])), outputs=False)
+    if junit is not None and not junit.absolute().parent.is_dir():
+        raise _usage(f"--junit {junit}: there is no folder {junit.parent}")
     results: list[dict[str, object]] = []
     try:
         _build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,

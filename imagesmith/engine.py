@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -21,9 +21,9 @@ from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithEr
 from imagesmith.events import Event, Listener
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Files, Guest, Log, Maker, Session
-from imagesmith.kinds import Check, DiskOutput, FilesOutput, Step
+from imagesmith.kinds import Check, DiskOutput, FilesOutput, Step, secrets_in
 from imagesmith.plan import Node, Plan
-from imagesmith.recipe import Entry
+from imagesmith.recipe import Entry, Recipe
 from imagesmith.store import Layer, Slot, Store, Use
 
 DEFAULT_TIMEOUT = 3600.0
@@ -74,11 +74,13 @@ class Engine:
 
     def __init__(
         self, store: Store, host: Host, bench: Workbench, tell: Listener, *, jobs: int = 2,
-        epoch: int = 0, secrets: Mapping[str, str] | None = None, failed: Path | None = None,
+        epoch: int = 0, ask: Callable[[Recipe, Collection[str]], Mapping[str, str]], failed: Path | None = None,
     ) -> None:  # fmt: skip
         self._store, self._host, self._bench, self._tell = store, host, bench, tell
         self._jobs = max(1, jobs)
-        self._secrets = dict(secrets or {})
+        self._ask = ask
+        self._secrets: dict[Path, Mapping[str, str]] = {}
+        self._hidden: list[str] = []
         self._epoch = epoch
         self._failed = failed
         self._lock = threading.Lock()
@@ -97,6 +99,7 @@ class Engine:
             if node.name not in again and (layer := use.find(node.key)) is not None:
                 outcome.layers[node.name] = layer
                 self._emit("node-cached", node)
+        self._ask_for_secrets([node for node in plan.nodes if node.name not in outcome.layers])
         leaves = [node for node in (*plan.checks, *plan.outputs) if node.name not in outcome.layers]
         wanted = {id(node.below) for node in leaves}
         if not plan.checks and not plan.outputs:
@@ -107,6 +110,17 @@ class Engine:
         self._run_leaves(leaves, use, outcome, again)
         outcome.seconds = time.monotonic() - start
         return outcome
+
+    def _ask_for_secrets(self, nodes: Sequence[Node]) -> None:
+        """Have the secrets of what will run, so that none is missed after an hour; a recipe's own are for its nodes."""
+        for recipe in {node.recipe.path: node.recipe for node in nodes}.values():
+            own = [node for node in nodes if node.recipe is recipe]
+            checks = [entry.kind for entry in recipe.checks] if any(node.verb == "check" for node in own) else []
+            names = secrets_in([*(node.kind for node in own), *checks])
+            self._secrets[recipe.path] = self._ask(recipe, names)
+        values = [value for found in self._secrets.values() for value in found.values()]
+        parts = {value for value in values if value} | {p for v in values for p in v.splitlines() if len(p) >= 4}
+        self._hidden = sorted(parts, key=lambda part: (-len(part), part))
 
     # -- the spine -----------------------------------------------------------------------------------------------
 
@@ -241,15 +255,19 @@ class Engine:
         results: list[dict[str, object]] = []
         keep = work.slot.folder / "guest"
         keep.mkdir()
+        start, entered = time.monotonic(), False
         try:
             with self._bench.booted(node, self._bench.disk(below.folder), keep, work.log) as guest:
+                entered = True
                 for entry in node.recipe.checks:
                     results.append(self._one_check(node, entry, guest))
                 failed = [r for r in results if not r["passed"]]
                 if failed:
                     lines = "\n".join(f"{r['check']}: {r['seen']}" for r in failed)
                     raise CheckFailed(f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}")
-        except BuildError:
+        except BuildError as error:
+            if not entered:
+                self._result(node, "the guest", False, error.message, start)
             self._keep(keep)
             raise
         return results
@@ -258,17 +276,20 @@ class Engine:
         start, passed, seen = time.monotonic(), False, ""
         for attempt in range(entry.retries + 1):
             try:
-                seen, passed = entry.kind.revealed(self._secrets).check(guest), True
+                seen, passed = entry.kind.revealed(self._secrets[node.recipe.path]).check(guest), True
                 break
-            except GuestFailed:
+            except GuestFailed as error:
+                self._result(node, entry.title, False, error.message, start)
                 raise
             except (CheckFailed, TimedOut) as error:
                 seen = str(error)
                 if attempt < entry.retries:
                     time.sleep(1)
-        seen = self._redacted(seen)
+        return self._result(node, entry.title, passed, seen, start)
+
+    def _result(self, node: Node, title: str, passed: bool, seen: str, start: float) -> dict[str, object]:
         result: dict[str, object] = {
-            "check": entry.title, "firmware": node.firmware, "passed": passed, "seen": seen,
+            "check": title, "firmware": node.firmware, "passed": passed, "seen": self._redacted(seen),
             "seconds": round(time.monotonic() - start, 3),
         }  # fmt: skip
         self._emit("check", node, data=result)
@@ -295,18 +316,21 @@ class Engine:
                 work = _Work(slot, self._logger(node, stream.write))
                 try:
                     yield work
-                except ImagesmithError as error:
+                except (ImagesmithError, OSError) as caught:
+                    error = caught if isinstance(caught, ImagesmithError) else BuildError(str(caught))
                     seconds = time.monotonic() - start
                     error.node, error.kept = error.node or node.name, self._failed
                     if node.place_in_recipe is not None:
                         place = node.place_in_recipe
                         error.place = f"{place.file}:{place.line}:{place.column}"
-                    error.message = self._redacted(error.message)
+                    error.message, error.hint = self._redacted(error.message), self._redacted(error.hint)
                     stream.flush()
                     self._keep(slot.folder / "log", node.name)
                     tail = (slot.folder / "log").read_text("utf-8").splitlines()[-20:]
                     self._emit("node-failed", node, seconds=seconds, error=error.message, tail=tail)
-                    raise
+                    if error is caught:
+                        raise
+                    raise error from caught
             seconds = time.monotonic() - start
             work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place)
             layer = slot.commit(work.facts)
@@ -326,25 +350,24 @@ class Engine:
         return log
 
     def _redacted(self, text: str) -> str:
-        for value in self._secrets.values():
-            if value:
-                text = text.replace(value, "***")
+        for part in self._hidden:
+            text = text.replace(part, "***")
         return text
 
     def _revealed(self, node: Node) -> Node:
-        if not self._secrets or node.kind is None:
-            return node
-        return replace(node, kind=node.kind.revealed(self._secrets))
+        secrets = self._secrets.get(node.recipe.path)
+        return replace(node, kind=node.kind.revealed(secrets)) if secrets and node.kind is not None else node
 
     def _keep(self, source: Path, name: str = "") -> None:
         """Save what tells of a failure, a log or a folder of evidence, where the user finds it."""
         if self._failed is None:
             return
-        self._failed.mkdir(parents=True, exist_ok=True)
-        if source.is_file():
-            shutil.copyfile(source, self._failed / f"{slug(name)}.log")
-        else:
-            shutil.copytree(source, self._failed, dirs_exist_ok=True)
+        with suppress(OSError):  # the failure itself is what must be told
+            self._failed.mkdir(parents=True, exist_ok=True)
+            if source.is_file():
+                shutil.copyfile(source, self._failed / f"{slug(name)}.log")
+            else:
+                shutil.copytree(source, self._failed, dirs_exist_ok=True)
 
     def _emit(
         self, event: str, node: Node, *, seconds: float | None = None, data: Mapping[str, object] | None = None,

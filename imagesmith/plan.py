@@ -7,7 +7,7 @@ contents), and the key of the node below. So a change anywhere gives new keys to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagesmith.errors import Complaint, RecipeError, nearest
@@ -122,6 +122,11 @@ def make_plan(
     chosen = _chosen(recipe, only) if outputs else []
     wanted_checks = recipe.checks if checks else ()
     spine = _spine(recipe, facts, load, ())
+    names = [node.name for node in spine]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        message = f"two of the recipes below are called the same, so that '{twice[0]}' is there twice; rename one"
+        raise RecipeError([replace(recipe.base_place, message=message)])
     tree = next((n for n in reversed(spine) if n.gives == "tree"), None) if _ends_as_tree(spine) else None
     needs_disk = bool(wanted_checks) or any(isinstance(e.kind, DiskOutput) for e in chosen) or not chosen
     if tree is not None and needs_disk:
@@ -174,7 +179,7 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
         nodes.append(Node(
             name=f"{prefix}{number} {entry.title}", verb="step", number=number, gives=below.gives, recipe=recipe,
             below=below, kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
-            key=digest(["step", type(kind).name, type(kind).version, options, mode, below.key]),
+            key=digest(["step", type(kind).name, type(kind).version, options, mode, facts.epoch, below.key]),
         ))  # fmt: skip
     if complaints:
         raise RecipeError(complaints)
@@ -189,6 +194,11 @@ def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: t
             raise RecipeError([Complaint(place.file, place.line, place.column, place.path,
                                          "the recipe is its own base, by way of " + str(base.recipe))])  # fmt: skip
         other = load(base.recipe)
+        for what, own, below in (("machine.disk", recipe.machine.disk, other.machine.disk or DEFAULT_DISK),
+                                 ("arch", recipe.arch, other.arch)):  # fmt: skip
+            if own not in (None, below):
+                message = f"{what} is that of the recipe below ({below}); set it there, or leave it out here"
+                raise RecipeError([replace(recipe.base_place, message=message)])
         nodes = _spine(other, facts, load, above)
         if nodes[-1].gives == "tree":
             nodes.append(_assemble(other, facts, nodes[-1], f"{other.name}: "))

@@ -15,9 +15,10 @@ from imagesmith import __version__
 from imagesmith.engine import Outcome, slug
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.kinds import Options, file_digest
+from imagesmith.kinds import Options, digest, file_digest
 from imagesmith.plan import Plan
 from imagesmith.store import Layer
+from imagesmith.store_files import lock
 
 VERSIONS = {  # program: the argument that makes it tell its version
     "qemu-img": "--version", "qemu-system-x86_64": "--version", "mmdebstrap": "--version", "mke2fs": "-V",
@@ -26,22 +27,62 @@ VERSIONS = {  # program: the argument that makes it tell its version
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # <linux/fs.h>, <fcntl.h>
 
 
-def publish(plan: Plan, outcome: Outcome, target: Path, host: Host) -> bool:
+def check_target(target: Path) -> None:
+    """Refuse a folder that holds what is not ours: it would be gone when the new result takes its place.
+
+    Raises BuildError, before anything is built.
+    """
+    if target.parent.exists() and not target.parent.is_dir():
+        raise BuildError(f"{target.parent} is no folder", hint="name another one with --output")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise BuildError(f"{target} is there and is no folder", hint="name another folder with --output")
+    foreign = sorted({path.name for path in target.iterdir()} - _ours(target))
+    if foreign:
+        raise BuildError(f"{target} holds what no build put there: {', '.join(foreign[:5])}",
+                         hint="move it away, or name another folder with --output")  # fmt: skip
+
+
+def _ours(target: Path) -> set[str]:
+    own = {"failed"}
+    try:
+        old = json.loads((target / "manifest.json").read_text())
+        own |= {file["name"] for artifact in old["artifacts"] for file in artifact["files"]}
+        own |= {"manifest.json", "SHA256SUMS", "logs"}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return own
+
+
+def publish(plan: Plan, outcome: Outcome, target: Path, host: Host, locks: Path) -> bool:
     """Put a build's results into ``target``; return whether anything had to be done.
+
+    ``locks`` is the folder of the store's locks: builds that publish into the same folder take turns.
 
     What is there already and belongs to the same layers stays. Otherwise a new folder is filled beside the old one
     and changes places with it (renameat2(2), RENAME_EXCHANGE): whoever looks sees the old result or the new one.
     """
-    manifest = _manifest(plan, outcome)
-    if _is_there(target, manifest):
-        shutil.rmtree(target / "failed", ignore_errors=True)
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
+    turn = lock(locks / digest(["publish", str(target.absolute())]))
+    assert turn is not None
+    try:
+        check_target(target)
+        manifest = _manifest(plan, outcome)
+        if _is_there(target, manifest):
+            shutil.rmtree(target / "failed", ignore_errors=True)
+            return False
+        _put(plan, outcome, manifest, target, host)
+        return True
+    finally:
+        turn.release(remove=True)
+
+
+def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, host: Host) -> None:
     for stale in target.parent.glob(f".{target.name}.new-*"):
         shutil.rmtree(stale, ignore_errors=True)
     staging = target.parent / f".{target.name}.new-{os.getpid()}"
     try:
-        staging.mkdir()
+        staging.mkdir(parents=True)
         sums = []
         for layer in _artifacts(plan, outcome):
             for file in _files(layer):
@@ -58,7 +99,6 @@ def publish(plan: Plan, outcome: Outcome, target: Path, host: Host) -> bool:
         raise BuildError(f"cannot write {target}: {error.strerror}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return True
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -91,10 +131,12 @@ def _is_there(target: Path, manifest: Mapping[str, Any]) -> bool:
                 status = (target / file["name"]).stat()
                 if status.st_size != file["size"] or status.st_mtime_ns > written:
                     return False
+        whole = (target / "SHA256SUMS").is_file() and (target / "logs").is_dir()
+        asked = [[check["check"], check["firmware"]] for check in old["checks"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    same = ("recipe", "version", "variables", "artifacts", "checks")
-    return bool(all(old.get(key) == manifest[key] for key in same))
+    same = all(old.get(key) == manifest[key] for key in ("recipe", "version", "variables", "artifacts"))
+    return whole and same and asked == [[check["check"], check["firmware"]] for check in manifest["checks"]]
 
 
 def _manifest(plan: Plan, outcome: Outcome) -> dict[str, Any]:

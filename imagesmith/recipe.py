@@ -30,6 +30,8 @@ K = TypeVar("K", bound=Kind)
 
 
 def _listed(value: object) -> object:
+    if isinstance(value, list) and len({str(item) for item in value}) < len(value):
+        raise ValueError("names one of them twice")
     return [value] if isinstance(value, str) else value
 
 

@@ -167,10 +167,11 @@ class Shop:
     def fetch(self, url: str, *, checksum: str, signature: str = "", keyring: Path | None = None) -> Path:
         """See interfaces.Workshop."""
         from imagesmith.fetch import Fetcher
+        from imagesmith.fetch_http import shown
         from imagesmith.kinds import file_digest
 
         path = Fetcher(self._store.blobs, self.host, self.log).fetch(url, checksum, signature, keyring)
-        self.downloads.append({"url": url, "checksum": checksum, "digest": file_digest(path)})
+        self.downloads.append({"url": shown(url), "checksum": checksum, "digest": file_digest(path)})
         return path
 
     def import_disk(self, source: Path, into: Path, *, format: str = "") -> None:

@@ -39,7 +39,7 @@ MAY: dict[str, set[str]] = {
     "events": set(),
     "why": {"plan", "store"},
     "engine": {"errors", "events", "host", "interfaces", "kinds", "plan", "recipe", "store"},
-    "publish": {"errors", "host", "kinds", "plan", "engine", "store"},
+    "publish": {"errors", "host", "kinds", "plan", "engine", "store", "store_files"},
     "reference": {"kinds", "recipe"},
     "junit": set(),
     "view": {"events"},

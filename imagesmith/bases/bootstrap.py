@@ -6,15 +6,15 @@ import shlex
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagesmith.archive import Archive, archive_of, guest_file
 from imagesmith.bases._mirrors import Mirrors, host_mirrors, sources
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root, Workshop
-from imagesmith.kinds import Base, RecipeFile
+from imagesmith.kinds import Base, RecipeFile, secrets_in
 
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.:-]+$")]
 Url = Annotated[str, Field(pattern=r"^(https?|file|copy)://?[^\s\[\]]+$")]
@@ -78,6 +78,12 @@ class Bootstrap(Base, name="bootstrap", version=1):
     def trusted_origin(self) -> bool:
         """It is made here, of signed packages."""
         return True
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        if secrets_in(self):
+            raise ValueError("cannot take secrets: its options are in argument lists and in the image's sources.list")
+        return self
 
     def describe(self) -> str:
         """Name distribution and suite."""
