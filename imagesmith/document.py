@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,9 @@ Step = str | int
 Where = tuple[Step, ...]
 """The way from the document's top to a value: keys and indexes."""
 
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = frozenset(_TAG + word for word in ("str", "int", "float", "bool", "null"))
+_TEXT = frozenset(_TAG + word for word in ("timestamp", "value", "merge"))  # 2026-11-01, = and << are text to us
 _MOST_NODES = 100_000  # aliases can multiply a small file into a huge one ("billion laughs")
 
 
@@ -91,15 +94,27 @@ class _Reader:
             raise yaml.YAMLError(f"more than {_MOST_NODES} values")
         document._values[where] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.MappingNode):
+            self._known_tag(node, where, {_TAG + "map"})
             return self._mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
+            self._known_tag(node, where, {_TAG + "seq"})
             return [self.read(child, (*where, index)) for index, child in enumerate(node.value)]
-        if node.tag == "tag:yaml.org,2002:timestamp":
-            return str(node.value)  # a version such as 2026-11-01 is text to us
-        value: object = self._scalars.construct_object(node)
+        if node.tag in _TEXT or not self._known_tag(node, where, _PLAIN):
+            return str(node.value)
+        try:
+            value: object = self._scalars.construct_object(node)
+        except (ValueError, ArithmeticError, LookupError):  # PyYAML's own constructors trust the text
+            document.complain(where, f"'{node.value[:40]}' is no {node.tag.removeprefix(_TAG)}; put text into quotes")
+            return str(node.value)
         if isinstance(value, float) and where == ("version",):
             return str(node.value)  # 2026.10 is not 2026.1
         return value
+
+    def _known_tag(self, node: yaml.Node, where: Where, known: Set[str]) -> bool:
+        if node.tag not in known:
+            tag = f"!!{node.tag.removeprefix(_TAG)}" if node.tag.startswith(_TAG) else node.tag
+            self._document.complain(where, f"the tag {tag} means nothing here; leave it out")
+        return node.tag in known
 
     def _mapping(self, node: yaml.MappingNode, where: Where) -> Mapping[str, object]:
         document, found = self._document, {}

@@ -21,6 +21,7 @@ import importlib
 import json
 import pkgutil
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -57,9 +58,14 @@ def _find_file(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("must be the name of a file")
     path = _folder(info) / value
-    if not path.exists():
-        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise ValueError(f"no such file: {path}{near}")
+    try:
+        if not path.exists():
+            near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+            raise ValueError(f"no such file: {path}{near}")
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"is neither a file nor a folder: {path}")
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise ValueError(f"cannot be looked at: {path}: {error.strerror}") from None
     return path
 
 
@@ -273,18 +279,27 @@ def known(family: str) -> dict[str, type[Kind]]:
 def digest(value: object) -> str:
     """The SHA-256 of a plain value's canonical JSON, in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # a file name that is not UTF-8 holds lone surrogates, and so may a YAML string ("\\ud800")
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Name a file or folder by its contents: bytes, executable bits, links and names; no times or owners."""
-    if path.is_symlink():
+def file_digest(path: Path, *, follow: bool = True) -> str:
+    """Name a file or folder by its contents: bytes, executable bits, links and names; no times or owners.
+
+    Where ``path`` itself is a link, what it leads to counts (``follow``), or where it points; a link inside a folder
+    is always where it points. Raises OSError for what cannot be read, and for a FIFO, socket or device.
+    """
+    if not follow and path.is_symlink():
         return digest(["link", str(path.readlink())])
-    if path.is_dir():
-        return digest(["folder", [[p.name, file_digest(p)] for p in sorted(path.iterdir(), key=lambda p: p.name)]])
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        inside = sorted(path.iterdir(), key=lambda p: p.name)
+        return digest(["folder", [[p.name, file_digest(p, follow=False)] for p in inside]])
+    if not stat.S_ISREG(mode):  # opening a FIFO waits for ever
+        raise OSError(f"is neither a file, a folder nor a link: {path}")
     with path.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest(["file", content, bool(path.stat().st_mode & 0o100)])
+    return digest(["file", content, bool(mode & 0o100)])
 
 
 def _plain(value: object) -> object:

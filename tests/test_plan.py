@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,47 @@ def test_a_file_counts_by_its_contents(tmp_path: Path) -> None:
     assert plan(tmp_path, text.replace("from: a", "from: b")).sealed.key == before
     (tmp_path / "a").write_text("two")
     assert plan(tmp_path, text).sealed.key != before
+
+
+def test_a_name_counts_where_it_is_part_of_the_target(tmp_path: Path) -> None:
+    for name in ("m1", "m2"):
+        (tmp_path / name).write_text("same")
+        (tmp_path / f"{name}.d").mkdir()
+        (tmp_path / f"{name}.d" / "f").write_text("same")
+
+    def key(source: str, to: str) -> str:
+        return plan(tmp_path, HEAD + f"steps: [{{copy: {{from: {source}, to: {to}}}}}]\n").sealed.key
+
+    assert key("m1", "/etc/") != key("m2", "/etc/")
+    assert key("m1.d", "/srv") != key("m2.d", "/srv")
+    assert key("m1.d/", "/srv/") == key("m2.d/", "/srv/")
+
+
+def test_a_link_counts_by_what_is_read_through_it(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("#!/bin/sh\necho one\n")
+    (tmp_path / "link").symlink_to("real")
+    script = HEAD + "steps: [{script: link}]\n"
+    copy = HEAD + "steps: [{copy: {from: link, to: /a}}]\n"
+    ran, copied = plan(tmp_path, script).sealed.key, plan(tmp_path, copy).sealed.key
+    assert plan(tmp_path, script.replace("link", "real")).sealed.key == ran
+    (tmp_path / "real").write_text("#!/bin/sh\necho two\n")
+    assert plan(tmp_path, script).sealed.key != ran
+    assert plan(tmp_path, copy).sealed.key == copied  # it is copied as a link
+
+
+def test_a_name_that_is_not_utf8_counts(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    text = HEAD + "steps: [{copy: {from: d/, to: /a}}]\n"
+    before = plan(tmp_path, text).sealed.key
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/d/\xff")).write_text("")
+    assert plan(tmp_path, text).sealed.key != before
+
+
+def test_a_fifo_in_a_folder_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "d/pipe")
+    with pytest.raises((OSError, RecipeError), match=r"neither a file, a folder nor a link: .*pipe"):
+        plan(tmp_path, HEAD + "steps: [{copy: {from: d/, to: /a}}]\n")
 
 
 def test_a_secret_is_in_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,32 @@ outputs: [qcow, qcow2, qcow2]
      "a secret can only be used whole"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(folder: Path, text: str, expected: str) -> None:
+    assert expected in "\n".join(complaints(folder, text))
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("base: {bootstrap: {suite: x}}\nmachine: {memory: 0b_}", "r.yaml:2:19: machine.memory: '0b_' is no int"),
+    ("base: {bootstrap: {suite: x}}\nmachine: {memory: !!int abc}", "r.yaml:2:19: machine.memory: 'abc' is no int"),
+    ("base: {bootstrap: {suite: x}}\nmachine: {memory: !!bool x}", "machine.memory: 'x' is no bool"),
+    ("base: {bootstrap: {suite: x}}\nsteps: [{shell: !foo x}]", "r.yaml:2:17: steps[0].shell: the tag !foo means"),
+    ("base: {bootstrap: {suite: x}}\nsteps: !!set {a, b}", "r.yaml:2:8: steps: the tag !!set means nothing here"),
+    ("base: {bootstrap: {suite: x}}\nsteps: [{shell: !!binary eA==}]", "steps[0].shell: the tag !!binary means"),
+])  # fmt: skip
+def test_a_value_that_yaml_cannot_make_is_named(folder: Path, text: str, expected: str) -> None:
+    assert expected in "\n".join(complaints(folder, text))
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("base: {disk: pipe}", "r.yaml:1:14: base.disk: is neither a file nor a folder"),
+    ("base: {disk: site}", "r.yaml:1:14: base.disk: is a folder, not a disk image"),
+    ("base: {disk: {path: motd.j2, format: qcow}}", "base.disk.format: must be"),
+    ("base: {disk: " + "x" * 300 + "}", "cannot be looked at"),
+    ("base: {disk: motd.j2}\nsteps: [{user: {name: a, ssh_keys: [site]}}]", "site cannot be read: Is a directory"),
+    ("base: {disk: motd.j2}\nsteps: [{user: {name: a, ssh_keys: [bin]}}]", "bin holds no public SSH key"),
+])  # fmt: skip
+def test_a_file_of_the_wrong_sort_is_named(folder: Path, text: str, expected: str) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "bin").write_bytes(b"\xff\xfe")
     assert expected in "\n".join(complaints(folder, text))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from imagesmith.interfaces import Workshop
 from imagesmith.kinds import UNKEYED, Base, RecipeFile
@@ -19,10 +19,19 @@ class DiskImage(Base, name="disk", version=1, shorthand="path"):
     """
 
     path: RecipeFile = Field(description="The image, relative to the recipe.")
-    format: str = Field("", description="qcow2, raw, vmdk, vdi, vhd or vhdx; found out where it is left out.")
+    format: Literal["", "qcow2", "raw", "vdi", "vhdx", "vmdk", "vpc"] = Field(
+        "", description="The image's format, where its header does not tell (a fixed VHD is `vpc`)."
+    )
     trusted: Annotated[bool, UNKEYED] = Field(
         False, description="Whether this host's own kernel may mount its file systems (faster, and needs root)."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: Path) -> Path:
+        if not value.is_file():
+            raise ValueError(f"is a folder, not a disk image: {value}")
+        return value
 
     @property
     def trusted_origin(self) -> bool:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from imagesmith.archive import Archive, archive_of
 from imagesmith.interfaces import Root
-from imagesmith.kinds import Mode, Options, RecipeFile, Step
+from imagesmith.kinds import Mode, Options, RecipeFile, Step, file_digest
 from imagesmith.steps._files import GuestPath, Owner, ids
 
 
@@ -17,12 +17,16 @@ class _Source(Options):
     path: RecipeFile
     contents: bool
 
+    def identity(self) -> dict[str, object]:
+        """A link is copied as a link, so it counts as one; `site/` is what is in the folder that it leads to."""
+        return {"contents": self.contents, "path": {"contents": file_digest(self.path, follow=self.contents)}}
+
 
 def _source(value: object) -> object:
     return {"path": value, "contents": value.endswith("/")} if isinstance(value, str) else value
 
 
-class Copy(Step, name="copy", version=1):
+class Copy(Step, name="copy", version=2):
     """Copy a file or a folder into the guest.
 
     The slashes at the end mean what they mean to rsync:
@@ -44,6 +48,12 @@ class Copy(Step, name="copy", version=1):
     owner: Owner = Field("root", description="user, user:group, or numbers, as the guest knows them.")
     mode: Mode | None = Field(None, description='The files\' mode, in octal and in quotes: "0644".')
 
+    def identity(self) -> dict[str, object]:
+        """The source's name counts where it is part of the target."""
+        path = self.source.path
+        named = not self.source.contents if path.is_dir() else self.to.endswith("/")
+        return super().identity() | {"name": path.name if named else ""}
+
     def describe(self) -> str:
         """Name source and target."""
         return f"{self.source.path.name} -> {self.to}"
@@ -59,7 +69,7 @@ class Copy(Step, name="copy", version=1):
                 target = str(PurePosixPath(self.to, path.name)) if inside else self.to
                 archive.tree(target, path, mode=mode, uid=uid, gid=gid)
             elif self.source.contents:
-                archive.tree(self.to, path, mode=mode, uid=uid, gid=gid)
+                archive.tree(self.to, path.resolve(), mode=mode, uid=uid, gid=gid)
             else:
                 archive.tree(str(PurePosixPath(self.to, path.name)), path, mode=mode, uid=uid, gid=gid)
 

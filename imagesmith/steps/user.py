@@ -25,7 +25,13 @@ def _keys(value: object, info: ValidationInfo) -> object:
     """Turn a key, or the name of a file of keys, into keys: these are what is keyed."""
     if not isinstance(value, str) or _LITERAL.match(value) or secrets_in(value):
         return value
-    lines = _FILE.validate_python(value, context=info.context).read_text(errors="replace").splitlines()
+    path = _FILE.validate_python(value, context=info.context)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{value} holds no public SSH key: it is no text") from None
+    except OSError as error:
+        raise ValueError(f"{value} cannot be read: {error.strerror}; name a key, or a file of keys") from None
     found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found or any("PRIVATE KEY" in line for line in found):
         raise ValueError(f"{value} holds no public SSH key")
