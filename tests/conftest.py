@@ -41,6 +41,7 @@ class Command:
     def __call__(self, *args: str | Path, expect: int = 0, env: dict[str, str] | None = None) -> Ran:
         done = subprocess.run(self.argv(*args), capture_output=True, text=True, env=self.environment(**(env or {})),
                               check=False, timeout=1800)  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr[-6000:]
         assert done.returncode == expect, f"exit {done.returncode}:\n{done.stdout}\n{done.stderr[-6000:]}"
         return Ran(done.returncode, done.stdout, done.stderr)
 
