@@ -139,7 +139,9 @@ def test_two_builds_at_once_do_each_node_once(quick: Command, tmp_path: Path) ->
         _, err = build.communicate(timeout=300)
         assert build.returncode == 0, err[-3000:]
         done += [e["node"] for e in map(json.loads, err.splitlines()) if e["event"] == "node-done"]
-    assert sorted(done) == ["1 slow", "2 last", "3 cleanup", "output oci"]
+    base = [node for node in done if node.startswith("base ")]
+    assert len(base) <= 1  # an earlier test may have made it
+    assert sorted(done) == ["1 slow", "2 last", "3 cleanup", *base, "output oci"]
     assert [path.name for path in quick.output.iterdir()] == ["small"]
     folder = quick.output / "small"
     assert (folder / "manifest.json").exists()
