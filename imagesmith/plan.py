@@ -173,8 +173,8 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
         if nodes[-1].gives == "tree" and driver != "native":
             nodes.append(_assemble(recipe, facts, nodes[-1], prefix))
             driver, why, _ = _driver(entry, nodes[-1], facts)
-        below = nodes[-1]
-        kind, options = entry.kind, entry.kind.identity()
+        below, kind = nodes[-1], entry.kind
+        options = _identity(kind, entry.place)
         mode = "online" if driver == "ssh" else "offline"
         nodes.append(Node(
             name=f"{prefix}{number} {entry.title}", verb="step", number=number, gives=below.gives, recipe=recipe,
@@ -203,7 +203,7 @@ def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: t
         if nodes[-1].gives == "tree":
             nodes.append(_assemble(other, facts, nodes[-1], f"{other.name}: "))
         return nodes
-    options = base.identity()
+    options = _identity(base, recipe.base_place)
     size = recipe.machine.disk or 0
     world = [recipe.arch, facts.epoch] if base.gives == "tree" else [recipe.arch, size]
     kind = type(base)
@@ -213,6 +213,15 @@ def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: t
         trusted=base.trusted_origin or base.gives == "tree",
         key=digest(["base", kind.name, kind.version, options, *world]),
     )]  # fmt: skip
+
+
+def _identity(kind: Kind, place: Complaint) -> dict[str, object]:
+    """What goes into the key; a file that cannot be read is a complaint."""
+    try:
+        return kind.identity()
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise RecipeError([replace(place, message=f"a file cannot be read: {said}")]) from error
 
 
 def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> Node:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,13 +199,15 @@ def _logs(plan: Plan, outcome: Outcome, folder: Path) -> None:
 
 
 def _versions(host: Host) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for tool, argument in VERSIONS.items():
-        if host.find(tool):
-            done = host.run([tool, argument], purpose="tell its version", ok=range(256))
-            lines = (done.stdout or done.stderr).decode("utf-8", "replace").splitlines()
-            found[tool] = lines[0].strip() if lines else ""
-    return found
+    tools = [tool for tool in VERSIONS if host.find(tool)]
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(tools, pool.map(lambda tool: _version(host, tool), tools), strict=True))
+
+
+def _version(host: Host, tool: str) -> str:
+    done = host.run([tool, VERSIONS[tool]], purpose="tell its version", ok=range(256))
+    lines = (done.stdout or done.stderr).decode("utf-8", "replace").splitlines()
+    return lines[0].strip() if lines else ""
 
 
 def table(plan: Plan, outcome: Outcome, target: Path) -> Sequence[tuple[Path, int, str, str, float]]:

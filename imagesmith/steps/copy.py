@@ -49,10 +49,8 @@ class Copy(Step, name="copy", version=2):
     mode: Mode | None = Field(None, description='The files\' mode, in octal and in quotes: "0644".')
 
     def identity(self) -> dict[str, object]:
-        """The source's name counts where it is part of the target."""
-        path = self.source.path
-        named = not self.source.contents if path.is_dir() else self.to.endswith("/")
-        return super().identity() | {"name": path.name if named else ""}
+        """The source's name counts where it can be part of the target: only the guest knows whether `to` is a folder."""
+        return super().identity() | {"name": "" if self.source.contents else self.source.path.name}
 
     def describe(self) -> str:
         """Name source and target."""
