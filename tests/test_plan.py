@@ -66,12 +66,12 @@ def test_what_does_not_change_the_image_changes_no_layer(tmp_path: Path, change:
 
 
 def test_a_file_counts_by_its_contents(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("one")
+    (tmp_path / "a").write_text("#!/bin/sh\necho one\n")
     text = HEAD + "steps: [{script: a}]\n"
     before = plan(tmp_path, text).sealed.key
-    (tmp_path / "b").write_text("one")
+    (tmp_path / "b").write_text("#!/bin/sh\necho one\n")
     assert plan(tmp_path, text.replace("script: a", "script: b")).sealed.key == before
-    (tmp_path / "a").write_text("two")
+    (tmp_path / "a").write_text("#!/bin/sh\necho two\n")
     assert plan(tmp_path, text).sealed.key != before
 
 

@@ -49,7 +49,7 @@ class Copy(Step, name="copy", version=2):
     mode: Mode | None = Field(None, description='The files\' mode, in octal and in quotes: "0644".')
 
     def identity(self) -> dict[str, object]:
-        """The source's name counts where it can be part of the target: only the guest knows whether `to` is a folder."""
+        """The source's name counts where it may be part of the target: only the guest knows if `to` is a folder."""
         return super().identity() | {"name": "" if self.source.contents else self.source.path.name}
 
     def describe(self) -> str:
