@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from imagesmith.host import Host
 
@@ -101,6 +101,8 @@ class Disk:
     """Bytes."""
     firmware: tuple[str, ...] = ("bios", "uefi")
     """What it is known to boot with."""
+    variables: Path | None = None
+    """The UEFI variable store that its system has written to, where one was kept (a flash image as QEMU has it)."""
 
 
 class Files(Protocol):
@@ -169,6 +171,14 @@ class Workshop(Protocol):
         """
         ...
 
+    def install(self, installation: Installation, into: Path) -> None:
+        """Run an unattended installation onto the disk ``into`` (a qcow2), and see it to its end.
+
+        ``into`` is made, empty, where the installation begins with an ISO; else it is there and is booted as it is.
+        What the firmware remembers (UEFI variables) is left beside it. Raises BuildError, GuestFailed, TimedOut.
+        """
+        ...
+
 
 class Mounted(Files, Protocol):
     """A finished root file system that host programs can see, in a namespace of its own."""
@@ -181,6 +191,98 @@ class Mounted(Files, Protocol):
     ) -> None:
         """Run a host program (not the guest's) where ``mountpoint`` can be seen and its owners are as in the guest."""
         ...
+
+
+# -- unattended installers: what a base and its answer file tell the machine that runs them -------------------------
+
+Way = Literal["initrd", "volume", "floppy", "http", "fw_cfg", "medium"]
+"""How answer files reach an installer: appended to its initial RAM disk as a cpio archive; on a second CD, or a floppy,
+whose label it knows; from a web server that the guest alone is told of; through QEMU's firmware configuration device;
+or put into a copy of the ISO itself."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What was found by looking into an installer's ISO. Paths are inside the ISO, absolute, as Rock Ridge has them."""
+
+    path: Path
+    label: str = ""
+    """The volume's name (ECMA-119, 8.4.8), by which installers find their own medium."""
+    family: str = ""
+    """Which installer: debian-installer, anaconda, subiquity, yast, agama, alpine, arch, coreos, freebsd, windows; or
+    nothing where that is not known."""
+    name: str = ""
+    """What the medium calls itself, for people: ``Debian GNU/Linux 13.1.0 "Trixie"``."""
+    arch: str = ""
+    kernel: str = ""
+    """Empty where it cannot be booted directly."""
+    initrds: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    """What its own boot menu gives the kernel to find its medium; nothing that is only for a person at a screen."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One way for answer files to reach an installer, and what the installer must be told for it."""
+
+    way: Way
+    files: Mapping[str, bytes]
+    """Relative names, as that way wants them, and contents. For ``fw_cfg`` the names are the items' names."""
+    arguments: tuple[str, ...] = ()
+    """For the kernel's command line. ``{url}`` stands for where the files are served (it ends in ``/``)."""
+    label: str = ""
+    """The name of the volume or floppy."""
+    fetched: str = ""
+    """Over ``http``: the file that the installer must have asked for before long."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """How an installer's progress and its failures look, on its console and in its log (regular expressions)."""
+
+    phases: tuple[tuple[str, str], ...] = ()
+    """A line's pattern, and what is being done from there on; groups may be used: ``\\1``."""
+    fatal: tuple[tuple[str, str], ...] = ()
+    """A line's pattern, and what it means: the installation cannot succeed any more."""
+    read: str = ""
+    """A line that shows that the answer file was read."""
+    done: str = ""
+    """A line without which the end is no good end."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """All that is needed to run an unattended installer, or to let a cloud image set itself up."""
+
+    iso: Path | None
+    """None: the disk itself is booted."""
+    deliver: Callable[[Medium], Sequence[Delivery]]
+    """The ways that the answer files can go, the best first; of no medium (``Medium(Path())``) for a disk."""
+    way: Way | None = None
+    """The recipe's choice among them."""
+    signs: Signs = Signs()
+    arguments: tuple[str, ...] = ()
+    """For the kernel's command line, after the medium's own; ``-name`` takes an argument of the medium's away."""
+    log_arguments: tuple[str, ...] = ()
+    """Tell the installer to send its log: ``{log_host}`` and ``{log_port}`` stand for a syslog server (UDP)."""
+    log_ports: tuple[str, ...] = ()
+    """Names of virtio-serial ports that the installer writes its log to where they are there."""
+    boot_command: tuple[str, ...] = ()
+    """Keys to type, in Packer's notation, where the ISO is booted as a CD."""
+    remaster: bool = False
+    """Put the answer files and arguments into a copy of the ISO, and boot that, though it could be booted directly."""
+    media: tuple[Path, ...] = ()
+    """More ISOs for the guest: drivers."""
+    within: float = 7200.0
+    """Seconds for all of it."""
+    read_within: float = 600.0
+    """Seconds until the answer file must have been read, where that can be seen."""
+    stall: float = 900.0
+    """Seconds without console, log, disk or network activity that mean that it hangs."""
+    ends: Literal["poweroff", "reboot"] = "poweroff"
+    """How it ends; where the guest does the other thing, that is taken as well."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What must not be seen in logs."""
 
 
 # -- how steps reach the guest: what a driver gives the engine ------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a recipe may name: bases, steps, checks and outputs, and how each is declared.
+"""What a recipe may name: bases, answer files, steps, checks and outputs, and how each is declared.
 
 A kind is one class in one file::
 
@@ -16,132 +16,73 @@ families, and through entry points of the group ``imagesmith.kinds`` (each names
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import pkgutil
-import re
-import stat
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, ValidationInfo, WithJsonSchema
 
 from imagesmith.errors import nearest
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Files, Guest, Log, Maker, Root, Workshop
+from imagesmith.interfaces import Delivery, Disk, Files, Guest, Log, Maker, Medium, Root, Signs, Workshop
+from imagesmith.options import (
+    UNKEYED,
+    Duration,
+    Mode,
+    Options,
+    PublicKeys,
+    RecipeFile,
+    RenderedFile,
+    Size,
+    digest,
+    file_digest,
+    find_file,
+    placeholder,
+    reveal,
+    secrets_in,
+)
 
-FAMILIES = ("bases", "steps", "checks", "outputs")
+__all__ = [
+    "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Check", "DiskOutput", "Duration", "FilesOutput", "Kind",
+    "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered", "RenderedFile", "Size", "Step",
+    "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
+]  # fmt: skip
+
+FAMILIES = ("bases", "answers", "steps", "checks", "outputs")
 _registry: dict[str, dict[str, type[Kind]]] = {family: {} for family in FAMILIES}
-
-# -- option types ------------------------------------------------------------------------------------------------
-
-
-class _Unkeyed:
-    """Marks an option that does not change the result: it stays out of the key."""
-
-
-class _FileMark:
-    """Marks an option that is a file or folder: its bytes are keyed, its name is not."""
-
-
-UNKEYED = _Unkeyed()
-
-
-def _folder(info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("folder", "."))
-
-
-def _find_file(value: object, info: ValidationInfo) -> Path:
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise ValueError("must be the name of a file")
-    path = _folder(info) / value
-    try:
-        if not path.exists():
-            near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-            raise ValueError(f"no such file: {path}{near}")
-        if not path.is_file() and not path.is_dir():
-            raise ValueError(f"is neither a file nor a folder: {path}")
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise ValueError(f"cannot be looked at: {path}: {error.strerror}") from None
-    return path
-
-
-def _render_file(value: object, info: ValidationInfo) -> str:
-    path = _find_file(value, info)
-    render: Callable[[Path], str] = (info.context or {})["render"]
-    return render(path)
-
-
-def _duration(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError("must be a duration such as 90s, 5m or 1h30m")
-    text = str(value).strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    parts = re.fullmatch(r"(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+(?:\.\d+)?)s)?", text)
-    if not text or parts is None:
-        raise ValueError(f"'{text}' is no duration; write 90s, 5m or 1h30m")
-    hours, minutes, seconds = parts.groups()
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
-
-
-def _size(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError("must be a size such as 512M or 8G")
-    parts = re.fullmatch(r"(\d+)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.I)
-    if parts is None:
-        raise ValueError(f"'{value}' is no size; write 512M or 8G (powers of 1024)")
-    number, unit = parts.groups()
-    return int(int(number) * 1024 ** " KMGT".index(unit.upper() or " "))
-
-
-Duration = Annotated[float, BeforeValidator(_duration),
-                     WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "5m", "1h30m"]})]  # fmt: skip
-"""Seconds; written 90s, 5m, 1h30m, or a plain number."""
-Size = Annotated[int, BeforeValidator(_size),
-                 WithJsonSchema({"type": ["string", "integer"], "examples": ["512M", "8G"]})]  # fmt: skip
-"""Bytes; written 512M, 8G (powers of 1024), or a plain number."""
-RecipeFile = Annotated[Path, BeforeValidator(_find_file), _FileMark(), WithJsonSchema({"type": "string"})]
-"""A file or folder, named relative to the recipe; its contents are keyed."""
-RenderedFile = Annotated[str, BeforeValidator(_render_file), WithJsonSchema({"type": "string"})]
-"""A Jinja2 template, named relative to the recipe; the option's value is the rendered text, and that is keyed."""
-
-
-def _mode(value: object) -> int:
-    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3,4}", value):
-        return int(value, 8)
-    raise ValueError('must be an octal mode in quotes, such as "0644"')
-
-
-Mode = Annotated[int, BeforeValidator(_mode), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3,4}$"})]
-"""A file mode, written in octal and in quotes."""
-
 
 # -- kinds -------------------------------------------------------------------------------------------------------
 
 
-class Options(BaseModel):
-    """A group of options: unknown names are refused, values never change."""
+@dataclass(frozen=True)
+class Remark:
+    """Something that is wrong with what a kind was given. ``line`` counts from 1; 0 where it is not known."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
-    )
+    message: str
+    file: Path | None = None
+    line: int = 0
 
-    def identity(self) -> dict[str, object]:
-        """Everything that the result depends on, as plain values; files are there by their contents."""
-        found: dict[str, object] = {}
-        for name, field in type(self).model_fields.items():
-            if any(isinstance(mark, _Unkeyed) for mark in field.metadata):
-                continue
-            found[field.alias or name] = _plain(getattr(self, name))
-        return found
+
+@dataclass(frozen=True)
+class Rendered:
+    """A template's text after rendering, and where each of its lines comes from."""
+
+    text: str
+    path: Path
+    lines: tuple[int, ...] = ()
+    """For each line of the text, the line of the template that it comes from, from 1."""
+
+    def remark(self, message: str, line: int = 0) -> Remark:
+        """A remark on a line of the text (from 1; 0: on the whole), placed in the template."""
+        return Remark(message, self.path, self.lines[line - 1] if 0 < line <= len(self.lines) else max(line, 0))
 
 
 class Kind(Options):
-    """Something that a recipe may name. Subclass one of Base, Step, Check, DiskOutput and FilesOutput."""
+    """Something that a recipe may name. Subclass one of Base, Answer, Step, Check, DiskOutput and FilesOutput."""
 
     family: ClassVar[str] = ""
     name: ClassVar[str] = ""
@@ -171,13 +112,13 @@ class Kind(Options):
             return dict(value)
         return {cls.shorthand: value} if cls.shorthand else value
 
-    def revealed(self, secrets: Mapping[str, str]) -> Self:
-        """A copy with every secret's place-holder replaced by its value."""
-        return self.model_copy(update={n: _reveal(getattr(self, n), secrets) for n in type(self).model_fields})
-
     def describe(self) -> str:
         """A few words that tell this one from others of its kind, for the plan and progress."""
         return ""
+
+    def lint(self, host: Host) -> Sequence[Remark]:
+        """What is wrong with it beyond its options, as the programs that know say, where they are on this host."""
+        return ()
 
 
 class Base(Kind):
@@ -192,12 +133,78 @@ class Base(Kind):
         return False
 
     @property
+    def boots(self) -> bool:
+        """Whether it is made by running the machine, so that the machine's firmware counts."""
+        return False
+
+    @property
     def recipe(self) -> Path | None:
         """The recipe whose result is the base, where that is so."""
         return None
 
     def make(self, into: Path, shop: Workshop) -> None:
         """Fill ``into``: a new directory (``gives`` tree), or the name of a qcow2 to make (``gives`` disk)."""
+        raise NotImplementedError
+
+
+class Answer(Kind):
+    """What an unattended installer reads: made of our own template and a few options, or the user's own file.
+
+    A subclass names its template (a file of ``templates/answers/``, which sees every option by its name), what the
+    installer says while it works, and the ways that the file can go.
+    """
+
+    family = "answers"
+    shorthand = "file"
+    template: ClassVar[str] = ""
+    signs: ClassVar[Signs] = Signs()
+    log_arguments: ClassVar[tuple[str, ...]] = ()
+    """See interfaces.Installation."""
+    log_ports: ClassVar[tuple[str, ...]] = ()
+    ends: ClassVar[Literal["poweroff", "reboot"]] = "poweroff"
+
+    file: Annotated[
+        Path | None, BeforeValidator(lambda value, info: None if value is None else find_file(value, info)), UNKEYED,
+        WithJsonSchema({"type": "string"}),
+        Field(description="Your own file, a Jinja2 template named relative to the recipe, instead of ours."),
+    ] = None  # fmt: skip
+
+    _own: Callable[[str, Mapping[str, object]], Rendered] | None = PrivateAttr(None)
+    _theirs: Rendered | None = PrivateAttr(None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Take what renders templates out of the loader's context. Raises ValueError for a bad template."""
+        context = context or {}
+        self._own = context.get("own_template")
+        if self.file is not None and "mapped" in context:
+            self._theirs = context["mapped"](self.file)
+
+    @property
+    def rendered(self) -> Rendered:
+        """The file's text. Raises ValueError where our template does not go with the options."""
+        if self._theirs is not None:
+            return self._theirs
+        assert self._own is not None, "an answer file needs the loader's context"
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return self._own(f"answers/{self.template}", values)
+
+    def revealed(self, secrets: Mapping[str, str]) -> Self:
+        """See Options: in the user's own file, too."""
+        copy = super().revealed(secrets)
+        if self._theirs is not None:
+            copy._theirs = replace(self._theirs, text=str(reveal(self._theirs.text, secrets)))
+        return copy
+
+    def secret_names(self) -> set[str]:
+        """See Options: those in the user's own file, too."""
+        return super().secret_names() | (secrets_in(self._theirs.text) if self._theirs is not None else set())
+
+    def identity(self) -> dict[str, object]:
+        """The options and the text that comes of them, so that a better template of ours is another result."""
+        return {**super().identity(), "text": self.rendered.text}
+
+    def deliveries(self, medium: Medium) -> Sequence[Delivery]:
+        """The ways that the file can go to this installer, the one that it likes best first."""
         raise NotImplementedError
 
 
@@ -273,77 +280,35 @@ def known(family: str) -> dict[str, type[Kind]]:
     return dict(sorted(_registry[family].items()))
 
 
-# -- identity ----------------------------------------------------------------------------------------------------
+class Unfit(ValueError):
+    """A kind inside another kind's options does not fit: its problems, for whoever knows how to tell them."""
+
+    def __init__(self, kind: type[Kind], value: Mapping[str, object], problems: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(f"the options of '{kind.name}' do not fit")
+        self.kind, self.value, self.problems = kind, value, problems
 
 
-def digest(value: object) -> str:
-    """The SHA-256 of a plain value's canonical JSON, in hex."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    # a file name that is not UTF-8 holds lone surrogates, and so may a YAML string ("\\ud800")
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def file_digest(path: Path, *, follow: bool = True) -> str:
-    """Name a file or folder by its contents: bytes, executable bits, links and names; no times or owners.
-
-    Where ``path`` itself is a link, what it leads to counts (``follow``), or where it points; a link inside a folder
-    is always where it points. Raises OSError for what cannot be read, and for a FIFO, socket or device.
-    """
-    if not follow and path.is_symlink():
-        return digest(["link", str(path.readlink())])
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        inside = sorted(path.iterdir(), key=lambda p: p.name)
-        return digest(["folder", [[p.name, file_digest(p, follow=False)] for p in inside]])
-    if not stat.S_ISREG(mode):  # opening a FIFO waits for ever
-        raise OSError(f"is neither a file, a folder nor a link: {path}")
-    with path.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest(["file", content, bool(mode & 0o100)])
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Options):
-        return value.identity()
-    if isinstance(value, Path):
-        return {"contents": file_digest(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-# -- secrets -----------------------------------------------------------------------------------------------------
-
-_SECRET = re.compile("\ue000([^\ue000\ue001]*)\ue001")
-
-
-def placeholder(name: str) -> str:
-    """What stands for a secret in a recipe's strings until the moment it is used (private-use characters around)."""
-    return f"\ue000{name}\ue001"
-
-
-def secrets_in(value: object) -> set[str]:
-    """The names of the secrets that a value holds place-holders of."""
+def _answer(value: object, info: ValidationInfo) -> Answer:
+    kinds = known("answers")
+    if isinstance(value, Answer):
+        return value
     if isinstance(value, str):
-        return set(_SECRET.findall(value))
-    if isinstance(value, BaseModel):
-        return {name for field in type(value).model_fields for name in secrets_in(getattr(value, field))}
-    if isinstance(value, Mapping):
-        return {name for item in value.values() for name in secrets_in(item)}
-    if isinstance(value, (list, tuple)):
-        return {name for item in value for name in secrets_in(item)}
-    return set()
+        value = {value: None}
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ValueError(f"must be exactly one of {', '.join(kinds)}, with a file or options")
+    (name, given), = value.items()
+    if name not in kinds:
+        near = nearest(str(name), kinds) or "; there are " + ", ".join(kinds)
+        raise ValueError(f"unknown answer file '{name}'{near}")
+    kind = kinds[name]
+    options = kind.options_of(given)
+    if not isinstance(options, Mapping):
+        raise ValueError(f"'{name}' takes a file or options")
+    try:
+        return kind.model_validate(dict(options), context=info.context)  # type: ignore[return-value]
+    except ValidationError as error:
+        raise Unfit(kind, {} if given is None else dict(options), error.errors(include_url=False)) from None
 
 
-def _reveal(value: object, secrets: Mapping[str, str]) -> object:
-    if isinstance(value, str):
-        return _SECRET.sub(lambda match: secrets[match.group(1)], value)
-    if isinstance(value, Options):
-        return value.model_copy(update={n: _reveal(getattr(value, n), secrets) for n in type(value).model_fields})
-    if isinstance(value, Mapping):
-        return {key: _reveal(item, secrets) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_reveal(item, secrets) for item in value)
-    return value
+AnswerFile = Annotated[Answer, BeforeValidator(_answer), WithJsonSchema({"$ref": "#/$defs/answers"})]
+"""An option that is an answer file: its kind, with the name of a file or with options."""

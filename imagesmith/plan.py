@@ -205,7 +205,9 @@ def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: t
         return nodes
     options = _identity(base, recipe.base_place)
     size = recipe.machine.disk or 0
-    world = [recipe.arch, facts.epoch] if base.gives == "tree" else [recipe.arch, size]
+    world: list[object] = [recipe.arch, facts.epoch] if base.gives == "tree" else [recipe.arch, size]
+    if base.boots:
+        world.append(recipe.machine.firmware[0])
     kind = type(base)
     return [Node(
         name=(f"{recipe.name}: " if len(above) > 1 else "") + f"base {kind.name} {base.describe()}".rstrip(),

@@ -10,15 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Any, cast
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from imagesmith import document
 from imagesmith.document import Document, Where
 from imagesmith.errors import Complaint, RecipeError, nearest
-from imagesmith.kinds import Base, Check, Duration, Kind, Options, Output, Size, Step, known
+from imagesmith.kinds import Base, Check, Kind, Options, Output, Step, Unfit, known
+from imagesmith.model import CheckOptions, Common, Entry, K, Machine, Recipe, StepOptions
 from imagesmith.render import Renderer, Secret
 
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -26,93 +27,10 @@ FIRMWARE = ("bios", "uefi", "uefi-secure")
 TOP_LEVEL = ("name", "version", "description", "arch", "variables", "machine", "base", "steps", "checks", "outputs")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-K = TypeVar("K", bound=Kind)
 
-
-def _listed(value: object) -> object:
-    if isinstance(value, list) and len({str(item) for item in value}) < len(value):
-        raise ValueError("names one of them twice")
-    return [value] if isinstance(value, str) else value
-
-
-class Machine(Options):
-    """The guest's virtual hardware, while it is built and checked."""
-
-    cpus: Annotated[int, Field(ge=1, le=64, description="Number of virtual processors.")] = 2
-    memory: Annotated[Size, Field(ge=64 << 20, description="Memory, such as 1G.")] = 1 << 30
-    disk: Annotated[Size | None, Field(description="Size of the disk; 4G where the base has none.")] = None
-    firmware: Annotated[
-        tuple[Literal["bios", "uefi", "uefi-secure"], ...],
-        BeforeValidator(_listed),
-        Field(min_length=1, description="One or several of bios, uefi, uefi-secure; the checks run once with each."),
-    ] = ("bios",)
-
-
-class Common(Options):
-    """The options that stand beside the name of every output."""
-
-    name: Annotated[str, Field(description="What to call it in the plan and in logs.")] = ""
-    when: Annotated[bool, Field(description="Leave it out when false.")] = True
-
-
-class CheckOptions(Common):
-    """The options that stand beside the name of every check."""
-
-    retries: Annotated[int, Field(ge=0, le=20, description="How often to try again when it fails.")] = 0
-
-
-class StepOptions(CheckOptions):
-    """The options that stand beside the name of every step."""
-
-    timeout: Annotated[Duration | None, Field(description="How long it may take, such as 2m; an hour.")] = None
-    via: Annotated[Literal["auto", "native", "guestfs", "ssh"], Field(description="How to reach the guest.")] = "auto"
-    cache: Annotated[bool, Field(description="Run it in every build when false.")] = True
-
-
-@dataclass(frozen=True)
-class Entry(Generic[K]):
-    """A step, check or output as it stands in the recipe."""
-
-    kind: K
-    options: Common
-    place: Complaint
-    """Where it stands: a complaint without a message."""
-
-    @property
-    def title(self) -> str:
-        """Its name, or a few words that describe it."""
-        return self.options.name or " ".join(filter(None, [type(self.kind).name, self.kind.describe()]))
-
-    @property
-    def step(self) -> StepOptions:
-        """The options of a step."""
-        return cast(StepOptions, self.options)
-
-    @property
-    def retries(self) -> int:
-        """How often a step or check is tried again."""
-        return cast(CheckOptions, self.options).retries
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe, rendered and checked."""
-
-    path: Path
-    name: str
-    version: str
-    description: str
-    arch: str
-    variables: Mapping[str, object]
-    """Those that are no secrets."""
-    secrets: Mapping[str, Mapping[str, str]]
-    """Name -> where it comes from: ``{env: …}``, ``{file: …}``, ``{command: …}`` or ``{value: …}`` (given by --var)."""
-    machine: Machine
-    base: Base
-    base_place: Complaint
-    steps: tuple[Entry[Step], ...]
-    checks: tuple[Entry[Check], ...]
-    outputs: tuple[Entry[Output], ...]
+__all__ = [
+    "CheckOptions", "Common", "Entry", "Machine", "Overrides", "Recipe", "StepOptions", "load", "of_image",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -393,7 +311,8 @@ class _Loader:
         if not isinstance(value, Mapping):
             self._document.complain(where, "must be a mapping of options")
             return None
-        context = {"folder": self._folder, "render": self._renderer.file}
+        context = {"folder": self._folder, "render": self._renderer.file, "mapped": self._renderer.mapped,
+                   "own_template": self._renderer.own}  # fmt: skip
         try:
             return model.model_validate(dict(value), context=context)
         except ValidationError as error:
@@ -423,6 +342,13 @@ class _Loader:
                 self._document.complain(here, f"unknown option '{last}'{near}", key=True)
             case "missing":
                 self._document.complain(here, f"option '{last}' is required", key=True)
+            case "value_error" if isinstance(problem["ctx"]["error"], Unfit):
+                inner = problem["ctx"]["error"]
+                given = at.get(inner.kind.name) if isinstance(at, Mapping) else None
+                short = "" if isinstance(given, Mapping) else inner.kind.shorthand
+                below = (*here, inner.kind.name) if isinstance(at, Mapping) else here
+                for more in inner.problems:
+                    self._explain(inner.kind, inner.value, below, short, dict(more))
             case "value_error":
                 self._document.complain(here, str(problem["ctx"]["error"]))
             case "literal_error":

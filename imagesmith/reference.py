@@ -75,6 +75,7 @@ def schema() -> dict[str, Any]:
             "checks": _list_of("checks", CheckOptions),
             "outputs": _list_of("outputs", Common),
         },
+        "$defs": {"answers": {"oneOf": [_entry(kind, None) for kind in known("answers").values()]}},
     }
 
 

@@ -10,9 +10,10 @@ import jinja2
 import jinja2.sandbox
 
 from imagesmith.errors import nearest
-from imagesmith.kinds import placeholder
+from imagesmith.kinds import Rendered, placeholder
 
 _EXPRESSION = re.compile(r"\s*\{\{(?P<inner>(?:(?!\}\}|\{\{).)*)\}\}\s*", re.S)
+_MARK = re.compile("\ue010(\\d+)\ue011")
 _UNDEFINED = re.compile(r"'(\w+)' is undefined")
 
 
@@ -84,6 +85,33 @@ class Renderer:
         except Exception as error:
             raise ValueError(f"{path}:{_line(error)}: bad template: {error}") from None
 
+    def mapped(self, path: Path) -> Rendered:
+        """Render a template file, and tell where each line comes from. Raises ValueError with the file's line."""
+        return self._mapped(path, self._variables)
+
+    def own(self, name: str, variables: Mapping[str, object]) -> Rendered:
+        """Render one of our own templates, which sees ``variables`` and nothing of the recipe. Raises ValueError."""
+        return self._mapped(own_template(name), variables)
+
+    def _mapped(self, path: Path, variables: Mapping[str, object]) -> Rendered:
+        renderer = Renderer(variables)
+        text = renderer.file(path)
+        marked, lines = _marked(renderer, path), list[int]()
+        if _MARK.sub("", marked) == text:
+            for part in marked.split("\n"):
+                found = _MARK.findall(part)
+                lines.append(int(found[-1]) if found else lines[-1] if lines else 1)
+        return Rendered(text, path, tuple(lines))
+
+    def marked(self, source: str) -> str:
+        """Render a template's source in which every line of plain text begins with a mark that tells its number."""
+        parts = []
+        for number, kind, value in self._files.lex(source):
+            lines = enumerate(value.split("\n"), number)
+            marked = "\n".join(f"\ue010{place}\ue011{line}" for place, line in lines)
+            parts.append(marked if kind == "data" else value)
+        return self._files.from_string("".join(parts)).render(self._variables)
+
     def _checked(self, text: str) -> str:
         for name in re.findall("\ue000([^\ue000\ue001]*)\ue001", text):
             if not isinstance(self._variables.get(name), Secret):
@@ -94,6 +122,20 @@ class Renderer:
         message = str(error.message or error)
         match = _UNDEFINED.search(message)
         return f"unknown variable '{match[1]}'{nearest(match[1], self._variables)}" if match else message
+
+
+def own_template(name: str) -> Path:
+    """A file of ``templates/``, installed inside the package or beside it in a clone."""
+    package = Path(__file__).parent
+    inside = package / "templates" / name
+    return inside if inside.exists() else package.parent / "templates" / name
+
+
+def _marked(renderer: Renderer, path: Path) -> str:
+    try:
+        return renderer.marked(path.read_text(encoding="utf-8"))
+    except (jinja2.TemplateError, ValueError):  # marks can be in the way: then there are no line numbers
+        return ""
 
 
 def _line(error: BaseException) -> int:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Driver, Files, Guest, Log, Root
+from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Log, Root
 from imagesmith.kinds import Base
+from imagesmith.plan import DEFAULT_DISK
 from imagesmith.store import Store
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Bench:
         self._store, self._host, self._epoch, self._note = store, host, epoch, note
 
     @cached_property
-    def _accelerator(self) -> Accelerator:
+    def accelerator(self) -> Accelerator:
+        """The host's verdict on KVM, asked for when it is first needed."""
         from imagesmith import probe
 
         return probe.accelerator(self._host, self._store.root, self._note)
@@ -61,7 +63,7 @@ class Bench:
         made: dict[tuple[str, str], Callable[[], Driver]] = {
             ("native", "tree"): lambda: NativeTree(self._host),
             ("native", "disk"): lambda: NativeDisk(self._host),
-            ("guestfs", "disk"): lambda: Guestfs(self._host, accelerator=self._accelerator.name),
+            ("guestfs", "disk"): lambda: Guestfs(self._host, accelerator=self.accelerator.name),
             ("ssh", "disk"): lambda: self._ssh(node),
         }  # fmt: skip
         return made[node.driver, node.gives]()
@@ -71,14 +73,14 @@ class Bench:
 
         machine = node.recipe.machine
         return SshDriver(
-            self._host, accelerator=self._accelerator.name, cpus=machine.cpus, memory=machine.memory,
+            self._host, accelerator=self.accelerator.name, cpus=machine.cpus, memory=machine.memory,
             arch=node.recipe.arch, firmware=machine.firmware[0],  # type: ignore[arg-type]
         )  # fmt: skip
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
         """See engine.Workbench."""
         base = cast(Base, node.kind)
-        shop = Shop(self._store, self._host, node, log, epoch=self._epoch)
+        shop = Shop(self._store, self._host, node, log, epoch=self._epoch, bench=self)
         if base.gives == "tree":
             (into / "upper").mkdir()
             base.make(into / "upper", shop)
@@ -117,7 +119,7 @@ class Bench:
             from imagesmith.drivers.guestfs import open_files
 
             disk = self.disk(below[-1])
-            with open_files(disk, self._host, accelerator=self._accelerator.name) as found:
+            with open_files(disk, self._host, accelerator=self.accelerator.name) as found:
                 yield found
 
     def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:
@@ -129,13 +131,13 @@ class Bench:
         def unpack(overlay: Path, archive: BinaryIO) -> None:
             log("debugfs cannot write this disk's root file system; starting the libguestfs appliance")
             files, links = contents(archive)
-            inject(overlay, files, links, self._host, accelerator=self._accelerator.name)
+            inject(overlay, files, links, self._host, accelerator=self.accelerator.name)
 
         machine = node.recipe.machine
         scratch = Path(tempfile.gettempdir())
         return cast(AbstractContextManager[Guest], booted(
             disk, firmware=node.firmware, arch=node.recipe.arch, cpus=machine.cpus,  # type: ignore[arg-type]
-            memory=machine.memory, host=self._host, accelerator=self._accelerator.name, log=log, keep=keep,
+            memory=machine.memory, host=self._host, accelerator=self.accelerator.name, log=log, keep=keep,
             scratch=scratch, unpack=unpack,
         ))  # fmt: skip
 
@@ -143,11 +145,11 @@ class Bench:
 class Shop:
     """Implements interfaces.Workshop for one base."""
 
-    def __init__(self, store: Store, host: Host, node: Node, log: Log, *, epoch: int) -> None:
+    def __init__(self, store: Store, host: Host, node: Node, log: Log, *, epoch: int, bench: Bench) -> None:
         self.host, self.log, self.epoch = host, log, epoch
         self.arch, self.seed = node.recipe.arch, node.key
         self.downloads: list[dict[str, str]] = []
-        self._store, self._node = store, node
+        self._store, self._node, self._bench = store, node, bench
 
     @contextmanager
     def tree(self, directory: Path) -> Iterator[Root]:
@@ -181,3 +183,15 @@ class Shop:
         if not source.exists():
             raise BuildError(f"there is no image {source}")
         import_image(source, into, self.host, self.log, format=format, size=self._node.disk_size or None)
+
+    def install(self, installation: Installation, into: Path) -> None:
+        """See interfaces.Workshop."""
+        from imagesmith.installer.install import Hardware, install
+
+        machine = self._node.recipe.machine
+        hardware = Hardware(
+            arch=self._node.recipe.arch, accelerator=self._bench.accelerator.name, cpu=machine.cpu,  # type: ignore[arg-type]
+            cpus=machine.cpus, memory=machine.memory, disk=self._node.disk_size or DEFAULT_DISK,
+            firmware=machine.firmware[0],
+        )  # fmt: skip
+        install(installation, into, hardware, self.host, self.log, keep=into.parent / "guest")

@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "imagesmith"
 FOUNDATION = {"errors", "host", "archive", "interfaces", "kinds"}
-KINDS = {"bases", "steps", "checks", "outputs"}
+KINDS = {"bases", "answers", "steps", "checks", "outputs"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "host": {"errors"},
     "archive": {"errors"},
     "interfaces": {"host"},
-    "kinds": {"errors", "host", "interfaces"},
+    "options": {"errors"},
+    "kinds": {"errors", "host", "interfaces", "options"},
     **{family: FOUNDATION | {family} for family in KINDS},
     "qmp": {"errors"},
     "store_index": {"errors", "store_files"},
@@ -29,11 +30,13 @@ MAY: dict[str, set[str]] = {
     "disk": {"errors", "host", "interfaces", "disk", "qmp", "archive"},
     "machine": {"errors", "host", "interfaces", "machine", "disk", "qmp", "archive"},
     "drivers": {"errors", "host", "interfaces", "drivers", "tree", "disk", "machine", "qmp", "archive"},
+    "installer": {"errors", "host", "interfaces", "installer", "machine", "disk", "qmp", "archive"},
     "probe": {"errors", "host", "machine"},
     "doctor": {"errors", "host", "machine", "probe", "tree"},
     "document": {"errors"},
     "render": {"errors", "kinds"},
-    "recipe": {"errors", "kinds", "document", "render"},
+    "model": {"errors", "kinds"},
+    "recipe": {"errors", "kinds", "document", "model", "render"},
     "secrets": {"errors", "host", "recipe"},
     "plan": {"errors", "kinds", "recipe"},
     "events": set(),
@@ -46,7 +49,8 @@ MAY: dict[str, set[str]] = {
 }
 ONE_PLACE = {  # module from outside -> the only modules of ours that may import it
     "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch_http"},
-    "yaml": {"document", "recipe"}, "jinja2": {"render"}, "typer": {"cli"}, "rich": {"view"},
+    "yaml": {"document", "recipe"}, "jinja2": {"render"},
+    "pycdlib": {"installer/iso"}, "typer": {"cli"}, "rich": {"view"},
 }  # fmt: skip
 
 

@@ -68,6 +68,14 @@ class MachineSpec:
     initrd: Path | None = None
     append: str = ""
     """The kernel's command line, where ``kernel`` is booted directly."""
+    floppy: Path | None = None
+    """A raw image of a floppy disk (x86_64)."""
+    fw_cfg: tuple[tuple[str, Path], ...] = ()
+    """Items of the firmware configuration device: name (``opt/…``) and file (QEMU: docs/specs/fw_cfg.rst)."""
+    ports: tuple[str, ...] = ()
+    """Names of more virtio-serial ports, beside the control channel's; see Machine.ports."""
+    tpm: Path | None = None
+    """The control socket of a TPM 2.0 emulator (swtpm)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class Wires:
     monitor: int
     console: int
     control: int | None = None
+    ports: tuple[int, ...] = ()
+    """One for each of MachineSpec.ports."""
 
 
 def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
@@ -91,10 +101,14 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
         found.append("-no-reboot")
     found += ["-chardev", f"socket,id=monitor,fd={wires.monitor}", "-mon", "chardev=monitor,mode=control"]
     found += ["-chardev", f"socket,id=console,fd={wires.console}", "-serial", "chardev:console"]
-    if wires.control is not None:
+    if wires.control is not None or wires.ports:
         found += ["-device", "virtio-serial-pci"]
+    if wires.control is not None:
         found += ["-chardev", f"socket,id=control,fd={wires.control}"]
         found += ["-device", f"virtserialport,chardev=control,name={CONTROL_PORT}"]
+    for number, (name, wire) in enumerate(zip(spec.ports, wires.ports, strict=True)):
+        found += ["-chardev", f"socket,id=port{number},fd={wire}"]
+        found += ["-device", f"virtserialport,chardev=port{number},name={name}"]
     # Without an entropy source a guest under TCG can wait for minutes until it has random numbers for its keys.
     found += ["-device", "virtio-rng-pci"]
     if spec.screen:
@@ -106,6 +120,15 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
         found += _drive(drive, f"disk{number}", number + 1)
     for number, cdrom in enumerate(spec.cdroms):
         found += _cdrom(spec.arch, cdrom, f"cd{number}", len(spec.drives) + number + 1)
+    if spec.floppy is not None:
+        found += _blockdev("floppy", spec.floppy, "raw", read_only=True)
+        # Only as long as an installer runs: q35 has a controller for it where one is asked for.
+        found += ["-device", "isa-fdc,id=fdc", "-device", "floppy,drive=floppy,bus=fdc.0"]
+    for name, path in spec.fw_cfg:
+        found += ["-fw_cfg", f"name={name},file={_plain(path)}"]
+    if spec.tpm is not None:
+        found += ["-chardev", f"socket,id=tpm,path={_plain(spec.tpm)}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+        found += ["-device", f"{'tpm-crb' if spec.arch == 'x86_64' else 'tpm-tis-device'},tpmdev=tpm0"]
     if spec.kernel is not None:
         found += ["-kernel", _plain(spec.kernel)]
         if spec.initrd is not None:
@@ -173,5 +196,5 @@ def _blockdev(
 
 def _plain(path: Path) -> str:
     if "," in str(path):
-        raise BuildError(f"QEMU cannot take a kernel or initrd whose name has a comma: {path}")
+        raise BuildError(f"QEMU cannot take a file whose name has a comma here: {path}")
     return str(path)

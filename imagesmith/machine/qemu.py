@@ -39,6 +39,8 @@ class Machine:
     qmp: Qmp
     control: socket.socket
     """Our end of the control channel (see guest.py)."""
+    ports: tuple[socket.socket, ...]
+    """Our ends of the spec's ``ports``."""
     _process: Process
     _stderr: IO[bytes]
 
@@ -55,18 +57,21 @@ class Machine:
     def __enter__(self) -> Self:
         """Start QEMU. Raises MissingTool, GuestFailed (with QEMU's own words when it ends at once), Interrupted."""
         with ExitStack() as stack:
-            (monitor, a), (console, b), (self.control, c) = pairs = [socket_pair() for _ in range(3)]
+            pairs = [socket_pair() for _ in range(3 + len(self.spec.ports))]
+            (monitor, a), (console, b), (self.control, c), *more = pairs
+            self.ports = tuple(ours for ours, _ in more)
             for ours, _ in pairs:
                 stack.callback(ours.close)
-            wires = Wires(monitor=a.fileno(), console=b.fileno(), control=c.fileno())
+            wires = Wires(monitor=a.fileno(), console=b.fileno(), control=c.fileno(),
+                          ports=tuple(end.fileno() for _, end in more))  # fmt: skip
             try:
                 self._stderr = stack.enter_context(tempfile.TemporaryFile())
                 self._process = stack.enter_context(
                     self._host.start(arguments(self.spec, wires), purpose=self._purpose, stderr=self._stderr,
-                                     pass_fds=[end.fileno() for end in (a, b, c)])
+                                     pass_fds=[end.fileno() for _, end in pairs])
                 )  # fmt: skip
             finally:
-                for end in (a, b, c):
+                for _, end in pairs:
                     end.close()  # a copy left open here would hide QEMU's death
             self.console = Console(console, self._console_log)
             try:

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationInfo
+from pydantic import Field
 
 from imagesmith.archive import Archive, archive_of
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root
-from imagesmith.kinds import RecipeFile, Step, secrets_in
+from imagesmith.kinds import PublicKeys, Step
 from imagesmith.steps import _password as password
 from imagesmith.steps._files import GuestPath, first_found, read_or_empty
 
-_FILE: TypeAdapter[Path] = TypeAdapter(RecipeFile)
-_LITERAL = re.compile(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/=]+( .*)?$")
 _HASHED = re.compile(r"\$[0-9a-z]+\$[./A-Za-z0-9$=,_-]+$|[!*]")
 Name = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_.-]{0,30}\$?$")]
-
-
-def _keys(value: object, info: ValidationInfo) -> object:
-    """Turn a key, or the name of a file of keys, into keys: these are what is keyed."""
-    if not isinstance(value, str) or _LITERAL.match(value) or secrets_in(value):
-        return value
-    path = _FILE.validate_python(value, context=info.context)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{value} holds no public SSH key: it is no text") from None
-    except OSError as error:
-        raise ValueError(f"{value} cannot be read: {error.strerror}; name a key, or a file of keys") from None
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not found or any("PRIVATE KEY" in line for line in found):
-        raise ValueError(f"{value} holds no public SSH key")
-    return "\n".join(found)
 
 
 class User(Step, name="user", version=1, shorthand="name"):
@@ -50,7 +30,7 @@ class User(Step, name="user", version=1, shorthand="name"):
     groups: list[Name] = Field([], description="Groups besides the user's own.")
     shell: GuestPath | None = Field(None, description="The login shell; /bin/bash, or /bin/sh, for a new user.")
     password: str | None = Field(None, description="A hash as in /etc/shadow, or the password itself (a secret).")
-    ssh_keys: list[Annotated[str, BeforeValidator(_keys)]] = Field(
+    ssh_keys: list[PublicKeys] = Field(
         [], description="Public keys that may log in: the keys, or files of them relative to the recipe."
     )
     sudo: Literal["nopasswd", "password"] | None = Field(

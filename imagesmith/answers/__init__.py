@@ -1,0 +1,1 @@
+"""Answer files: what unattended installers read. One kind a file; modules with a leading _ are shared."""

@@ -1,0 +1,1 @@
+"""Unattended installations: the medium, how the answer file gets there, and watching what happens."""
