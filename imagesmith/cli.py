@@ -147,6 +147,7 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
     from imagesmith.events import Event
     from imagesmith.host import Host
     from imagesmith.publish import check_target, publish, table
+    from imagesmith.lint import lint
     from imagesmith.view import duration, shown
     from imagesmith.workbench import Bench
 
@@ -165,6 +166,9 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
         store = _store()
         try:
             with store.using(cancelled=lambda: host.cancelled) as use:
+                wrong = lint([node for node in plan.spine if node.name in fresh or use.find(node.key) is None], host)
+                if wrong:
+                    raise RecipeError(wrong)
                 bench = Bench(store, host, epoch=plan.facts.epoch,
                               note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
                 engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
@@ -201,16 +205,24 @@ def _table(rows: Sequence[tuple[Path, int, str, str, float]]) -> None:
 
 @app.command()
 def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:  # noqa: B006
-    """Tell everything that is wrong with recipes, without building: FILE:LINE:COLUMN: MESSAGE."""
+    """Tell everything that is wrong with recipes, without building: FILE:LINE:COLUMN: MESSAGE.
+
+    Answer files are read as their installers would, by the programs that know where these are on this host.
+    """
+    from imagesmith.host import Host
+    from imagesmith.lint import lint
+
     overrides, complaints = _overrides(var, var_file), list[Complaint]()
     for path in recipes:
         try:
-            _plan(path, overrides)
-            print(f"{path}: fine")
+            found = lint(_plan(path, overrides).spine, Host())
         except RecipeError as error:
             if not error.complaints:
                 raise
-            complaints += error.complaints
+            found = list(error.complaints)
+        if not found:
+            print(f"{path}: fine")
+        complaints += found
     if complaints:
         for complaint in complaints:
             print(complaint)

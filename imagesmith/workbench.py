@@ -73,7 +73,7 @@ class Bench:
 
         machine = node.recipe.machine
         return SshDriver(
-            self._host, accelerator=self.accelerator.name, cpus=machine.cpus, memory=machine.memory,
+            self._host, accelerator=self.accelerator.name, cpu=machine.cpu, cpus=machine.cpus, memory=machine.memory,
             arch=node.recipe.arch, firmware=machine.firmware[0],  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -136,9 +136,9 @@ class Bench:
         machine = node.recipe.machine
         scratch = Path(tempfile.gettempdir())
         return cast(AbstractContextManager[Guest], booted(
-            disk, firmware=node.firmware, arch=node.recipe.arch, cpus=machine.cpus,  # type: ignore[arg-type]
-            memory=machine.memory, host=self._host, accelerator=self.accelerator.name, log=log, keep=keep,
-            scratch=scratch, unpack=unpack,
+            disk, firmware=node.firmware, arch=node.recipe.arch, cpu=machine.cpu,  # type: ignore[arg-type]
+            cpus=machine.cpus, memory=machine.memory, host=self._host, accelerator=self.accelerator.name, log=log,
+            keep=keep, scratch=scratch, unpack=unpack,
         ))  # fmt: skip
 
 
@@ -190,8 +190,8 @@ class Shop:
 
         machine = self._node.recipe.machine
         hardware = Hardware(
-            arch=self._node.recipe.arch, accelerator=self._bench.accelerator.name, cpu=machine.cpu,  # type: ignore[arg-type]
-            cpus=machine.cpus, memory=machine.memory, disk=self._node.disk_size or DEFAULT_DISK,
+            arch=self._node.recipe.arch, accelerator=self._bench.accelerator.name,  # type: ignore[arg-type]
+            cpu=machine.cpu, cpus=machine.cpus, memory=machine.memory, disk=self._node.disk_size or DEFAULT_DISK,
             firmware=machine.firmware[0],
         )  # fmt: skip
         install(installation, into, hardware, self.host, self.log, keep=into.parent / "guest")

@@ -39,6 +39,7 @@ MAY: dict[str, set[str]] = {
     "recipe": {"errors", "kinds", "document", "model", "render"},
     "secrets": {"errors", "host", "recipe"},
     "plan": {"errors", "kinds", "recipe"},
+    "lint": {"errors", "host", "plan"},
     "events": set(),
     "why": {"plan", "store"},
     "engine": {"errors", "events", "host", "interfaces", "kinds", "plan", "recipe", "store"},

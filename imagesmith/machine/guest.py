@@ -138,6 +138,7 @@ def booted(
     *,
     firmware: Literal["bios", "uefi", "uefi-secure"],
     arch: Arch,
+    cpu: str = "",
     cpus: int,
     memory: int,
     host: Host,
@@ -162,7 +163,7 @@ def booted(
             make_overlay(disk.path, overlay, host)
             inject(overlay, host, otherwise=unpack)
             spec = MachineSpec(
-                arch=arch, accelerator=accelerator, cpus=cpus, memory=memory, reboots=True,
+                arch=arch, accelerator=accelerator, cpu=cpu, cpus=cpus, memory=memory, reboots=True,
                 firmware=firmwares.prepare(firmware, arch, folder), drives=(Drive(overlay),),
             )  # fmt: skip
             log(f"booting a copy: {firmware}, {accelerator}, {cpus} CPUs, {memory >> 20} MiB")
