@@ -146,8 +146,8 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
     from imagesmith.engine import Engine
     from imagesmith.events import Event
     from imagesmith.host import Host
-    from imagesmith.publish import check_target, publish, table
     from imagesmith.lint import lint
+    from imagesmith.publish import check_target, publish, table
     from imagesmith.view import duration, shown
     from imagesmith.workbench import Bench
 

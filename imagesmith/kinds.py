@@ -101,7 +101,7 @@ class Kind(Options):
     def __init_subclass__(cls, name: str = "", version: int = 1, shorthand: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name:
-            cls.name, cls.version, cls.shorthand = name, version, shorthand
+            cls.name, cls.version, cls.shorthand = name, version, shorthand or cls.shorthand
 
     @classmethod
     def options_of(cls, value: object) -> object:
