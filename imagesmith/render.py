@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,10 +42,12 @@ class Renderer:
     def _environment(*, comments: bool) -> jinja2.Environment:
         # In a recipe's strings '{#' is the shell's ${#name}, so comments are only for template files.
         start, end = ("{#", "#}") if comments else ("{#\ue002", "\ue002#}")
-        return jinja2.sandbox.SandboxedEnvironment(
+        environment = jinja2.sandbox.SandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, comment_start_string=start,
             comment_end_string=end,
         )  # fmt: skip
+        environment.filters["quote"] = _quote
+        return environment
 
     def value(self, text: str) -> object:
         """Render a string; one that is a single expression keeps the expression's type. Raises ValueError."""
@@ -94,7 +97,7 @@ class Renderer:
         return self._mapped(own_template(name), variables)
 
     def _mapped(self, path: Path, variables: Mapping[str, object]) -> Rendered:
-        renderer = Renderer(variables)
+        renderer = self if variables is self._variables else _Trusting(variables)
         text = renderer.file(path)
         marked, lines = _marked(renderer, path), list[int]()
         if _MARK.sub("", marked) == text:
@@ -122,6 +125,22 @@ class Renderer:
         message = str(error.message or error)
         match = _UNDEFINED.search(message)
         return f"unknown variable '{match[1]}'{nearest(match[1], self._variables)}" if match else message
+
+
+class _Trusting(Renderer):
+    """Renders our own templates: from options, where a secret's place-holder stands as text, and once more, when it
+    is revealed, from the secret itself. So filters may escape it.
+    """
+
+    def _checked(self, text: str) -> str:
+        return text
+
+
+def _quote(value: object) -> str:
+    """One word of a shell's command line."""
+    if isinstance(value, Secret):  # the place-holder would be quoted, and not what comes in its place
+        raise ValueError("a secret can only be used whole, without filters")
+    return shlex.quote(str(value))
 
 
 def own_template(name: str) -> Path:

@@ -224,3 +224,13 @@ def test_no_recipe_crashes_us(folder: Path, data: object) -> None:
     path = write(folder, yaml.safe_dump(data))
     with contextlib.suppress(RecipeError):
         load(path, Overrides(environment={}))
+
+
+def test_quote_makes_one_word_of_a_shells_command_line(folder: Path) -> None:
+    recipe = read(folder, GOOD.replace("echo {{ hostname }} ${#PATH}", "echo {{ (hostname ~ \"'s; $x\") | quote }}"))
+    assert "echo 'golden'\"'\"'s; $x'" in str(recipe.steps[3].kind.run)  # type: ignore[attr-defined]
+
+
+def test_a_secret_in_a_recipe_is_not_quoted_before_it_is_there(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="without filters"):
+        read(folder, GOOD.replace('"{{ token }}"', '"{{ token | quote }}"'))
