@@ -310,5 +310,5 @@ def _answer(value: object, info: ValidationInfo) -> Answer:
         raise Unfit(kind, {} if given is None else dict(options), error.errors(include_url=False)) from None
 
 
-AnswerFile = Annotated[Answer, BeforeValidator(_answer), WithJsonSchema({"$ref": "#/$defs/answers"})]
+AnswerFile = Annotated[Answer, BeforeValidator(_answer), WithJsonSchema({"x-kinds": "answers"})]
 """An option that is an answer file: its kind, with the name of a file or with options."""

@@ -11,9 +11,29 @@ from imagesmith.recipe import ARCHITECTURES, CheckOptions, Common, Machine, Step
 
 
 def _schema_of(model: type[Options]) -> dict[str, Any]:
-    found = model.model_json_schema(by_alias=True)
+    found: dict[str, Any] = _linked(model.model_json_schema(by_alias=True))
     found.pop("title", None)
+    found["properties"] = {name: _or_expression(value) for name, value in found.get("properties", {}).items()}
     return found
+
+
+def _or_expression(option: dict[str, Any]) -> dict[str, Any]:
+    """An option's value may always be an expression in Jinja2, whatever it comes to."""
+    if option.get("type") == "string" and not {"pattern", "enum", "const", "minLength"} & set(option):
+        return option
+    described = {key: option[key] for key in ("description", "default", "title") if key in option}
+    value = {key: item for key, item in option.items() if key not in described}
+    return {**described, "anyOf": [value, {"type": "string", "pattern": "\\{[{%]"}]}
+
+
+def _linked(schema: Any) -> Any:
+    """Where a kind's option is itself a kind of a family, refer to that family (kinds.AnswerFile)."""
+    if isinstance(schema, list):
+        return [_linked(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _linked(value) for key, value in schema.items() if key != "x-kinds"}
+    return {**found, "$ref": f"#/$defs/{schema['x-kinds']}"} if "x-kinds" in schema else found
 
 
 def _doc(kind: type[Kind]) -> str:
