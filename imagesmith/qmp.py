@@ -94,6 +94,21 @@ class Qmp:
             raise self._gone(command)
         return self._wait(lambda: client.execute(command, arguments or None), within, command)
 
+    def send_file(self, name: str, descriptor: int) -> None:
+        """Give the program an open file, which it knows by ``name`` then (QMP: ``getfd``). Raises ToolFailed, TimedOut.
+
+        The caller's own descriptor stays open.
+        """
+        client = self._client
+        if self._closed or client is None:
+            raise self._gone("getfd")
+
+        async def send() -> Any:
+            client.send_fd_scm(descriptor)
+            return await client.execute("getfd", {"fdname": name})
+
+        self._wait(send, ANSWER_SECONDS, "getfd")
+
     def wait_event(
         self, *names: str, within: float, match: Callable[[Event], bool] = lambda event: True
     ) -> Event:
