@@ -155,6 +155,14 @@ class Machine:
             elif event["event"] == "SHUTDOWN":
                 self._reason = data.get("reason", "")
 
+    @property
+    def ended(self) -> str:
+        """Nothing while QEMU runs; then ``shutdown`` or ``reset`` where the guest did it, else what QEMU ended with."""
+        if self._alive():
+            return ""
+        said = self._how_it_ended()
+        return {"guest-reset": "reset", "guest-shutdown": "shutdown"}.get(self._reason, said)
+
     def _how_it_ended(self) -> str:
         # ShutdownCause of QEMU's qapi/run-state.json tells the guest's own doing from everything else.
         self._take_events()
@@ -205,8 +213,17 @@ class Machine:
 
     def start_again(self) -> None:
         """Press the reset button, and forget what the console has said so far (its log keeps it)."""
+        if not self.spec.reboots:  # else this reset would end QEMU, too (QEMU: softmmu/runstate.c)
+            self.qmp.execute("set-action", reboot="reset")
         self.qmp.execute("system_reset")
+        if not self.spec.reboots:
+            self.qmp.execute("set-action", reboot="shutdown")
         self.console.forget()
+        self._take_events()
+        self._restarts = 0
+
+    def count_anew(self) -> None:
+        """Forget the restarts so far: they were wanted."""
         self._take_events()
         self._restarts = 0
 
