@@ -10,6 +10,8 @@ from pathlib import Path
 LOG_LIMIT = 16 * 1024 * 1024
 """Bytes of a console that are kept; a guest must not be able to fill the host's disk."""
 _TAIL = 64 * 1024
+_NEWS = 256 * 1024
+_LONGEST = 8192
 _END_OF_LOG = b"\n[imagesmith: the console said more than is kept]\n"
 
 # ECMA-48: CSI sequences (5.4), OSC and other strings (5.6), two-byte escapes (5.3); then what is left of C0.
@@ -58,6 +60,25 @@ def boot_fault(text: str) -> str | None:
     return next((meaning for sign, meaning in _FAULTS if sign.search(text)), None)
 
 
+class Lines:
+    """Cuts what a console says into plain lines while it comes."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, news: bytes) -> list[str]:
+        """The lines that are whole now."""
+        whole, end, self._rest = (self._rest + news).rpartition(b"\n")
+        if len(self._rest) > _LONGEST:  # a screen that is painted has no lines' ends
+            whole, end, self._rest = whole + end + self._rest, b"\n", b""
+        return plain(whole).split("\n") if end else []
+
+    @property
+    def pending(self) -> str:
+        """What stands at the end without a line's end: a prompt, perhaps, or half a line."""
+        return plain(self._rest)
+
+
 class Console:
     """Reads a console in a thread of its own until the other end closes it."""
 
@@ -65,7 +86,7 @@ class Console:
         """``wire`` is our end of QEMU's serial port, ``log`` the file that keeps what comes (as it comes)."""
         self.log = log
         self._wire = wire
-        self._tail = b""
+        self._tail = self._news = b""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="console", daemon=True)
         self._thread.start()
@@ -82,6 +103,7 @@ class Console:
                     return
                 with self._lock:
                     self._tail = (self._tail + news)[-_TAIL:]
+                    self._news = (self._news + news)[-_NEWS:]
                 if kept < LOG_LIMIT:
                     kept += len(news)
                     file.write(news if kept < LOG_LIMIT else news + _END_OF_LOG)
@@ -91,6 +113,12 @@ class Console:
         """The last 64 KiB, as plain text."""
         with self._lock:
             return plain(self._tail)
+
+    def news(self) -> bytes:
+        """What has come since the last call, at most the last 256 KiB of it, as it came."""
+        with self._lock:
+            news, self._news = self._news, b""
+        return news
 
     def tail(self, lines: int = 25) -> str:
         """The last lines, as plain text."""
