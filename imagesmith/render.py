@@ -12,6 +12,7 @@ import jinja2.sandbox
 
 from imagesmith.errors import nearest
 from imagesmith.kinds import Rendered, placeholder
+from imagesmith.password import hashed
 
 _EXPRESSION = re.compile(r"\s*\{\{(?P<inner>(?:(?!\}\}|\{\{).)*)\}\}\s*", re.S)
 _MARK = re.compile("\ue010(\\d+)\ue011")
@@ -47,6 +48,7 @@ class Renderer:
             comment_end_string=end,
         )  # fmt: skip
         environment.filters["quote"] = _quote
+        environment.filters["crypt"] = _crypt
         return environment
 
     def value(self, text: str) -> object:
@@ -141,6 +143,13 @@ def _quote(value: object) -> str:
     if isinstance(value, Secret):  # the place-holder would be quoted, and not what comes in its place
         raise ValueError("a secret can only be used whole, without filters")
     return shlex.quote(str(value))
+
+
+def _crypt(value: object, user: str) -> str:
+    """A password's hash, as in /etc/shadow."""
+    if isinstance(value, Secret):
+        raise ValueError("a secret can only be used whole, without filters")
+    return hashed(str(value), user)
 
 
 def own_template(name: str) -> Path:

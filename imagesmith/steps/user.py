@@ -11,10 +11,9 @@ from imagesmith.archive import Archive, archive_of
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root
 from imagesmith.kinds import PublicKeys, Step
-from imagesmith.steps import _password as password
+from imagesmith.password import hashed
 from imagesmith.steps._files import GuestPath, first_found, read_or_empty
 
-_HASHED = re.compile(r"\$[0-9a-z]+\$[./A-Za-z0-9$=,_-]+$|[!*]")
 Name = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_.-]{0,30}\$?$")]
 
 
@@ -50,10 +49,7 @@ class User(Step, name="user", version=1, shorthand="name"):
         else:
             self._change(root)
         if self.password is not None:
-            hashed = self.password
-            if not _HASHED.match(hashed):
-                hashed = password.hashed(hashed, self.login)
-            root.run(["chpasswd", "-e"], input=f"{self.login}:{hashed}\n".encode())
+            root.run(["chpasswd", "-e"], input=f"{self.login}:{hashed(self.password, self.login)}\n".encode())
         if first_found(root, "/usr/bin/chage"):  # the day of the last change must not be the day of the build
             root.run(["chage", "-d", str(root.epoch // 86400), self.login])
         root.unpack(archive_of(lambda archive: self._files(archive, root), epoch=root.epoch))
