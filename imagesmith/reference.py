@@ -21,7 +21,7 @@ def _or_expression(option: dict[str, Any]) -> dict[str, Any]:
     """An option's value may always be an expression in Jinja2, whatever it comes to."""
     if option.get("type") == "string" and not {"pattern", "enum", "const", "minLength"} & set(option):
         return option
-    described = {key: option[key] for key in ("description", "default", "title") if key in option}
+    described: dict[str, Any] = {key: option[key] for key in ("description", "default", "title") if key in option}
     value = {key: item for key, item in option.items() if key not in described}
     return {**described, "anyOf": [value, {"type": "string", "pattern": "\\{[{%]"}]}
 

@@ -77,7 +77,10 @@ def restore(machine: Machine, file: Path, host: Host) -> None:
         finally:
             os.close(reader)
         machine.qmp.execute("migrate-incoming", uri="fd:state")
-        _wait(machine, host, "completed")
+        try:
+            _wait(machine, host, "completed")
+        except ToolFailed as error:  # what it cannot take ends it
+            raise GuestFailed(f"QEMU did not take the state: {error.message}") from error
 
 
 def _wait(machine: Machine, host: Host, wanted: str) -> None:
