@@ -71,6 +71,48 @@ class Root(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Connection:
+    """How a program of this host uses the connection to a running guest: no key, password or port is needed for it."""
+
+    host: Host
+    """Starts the program."""
+    log: Log
+    folder: Path
+    """Private, and gone with the session."""
+    user: str
+    """Who is logged in: root, or somebody who becomes root by sudo."""
+    name: str
+    """The guest's name for OpenSSH's programs, of use only together with ``options``."""
+    options: Sequence[str]
+    """What ssh, sftp and scp must be given to use the connection."""
+    sudo_password: str
+    """What sudo asks ``user`` for; empty where it does not ask."""
+    left: Callable[[], float | None]
+    """Seconds until the step's deadline."""
+    check: Callable[[], None]
+    """Raises GuestFailed where the guest has ended, panicked or restarted, or the connection has."""
+
+
+class Running(Root, Protocol):
+    """The root of a running guest (``online`` is true): what steps get that say that they need one."""
+
+    def restart(self, within: float) -> None:
+        """Restart the guest; return when it is back, with its start-up complete, at most ``within`` seconds later.
+
+        Raises GuestFailed, TimedOut (what it did instead), BuildError.
+        """
+        ...
+
+    def expect_disconnect(self) -> None:
+        """From now on the connection may end while a program runs: that is the program's end, and no failure."""
+        ...
+
+    def connection(self) -> Connection:
+        """The connection to the guest. Raises BuildError where it is none of SSH."""
+        ...
+
+
 class Guest(Protocol):
     """A booted throw-away copy of an image."""
 

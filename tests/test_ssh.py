@@ -23,7 +23,8 @@ from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
 from imagesmith.host import Host
 from imagesmith.machine.inject import debugfs, places
 from imagesmith.machine.qemu import Machine
-from imagesmith.machine.ssh import Ssh, make_key
+from imagesmith.machine.ssh import Ssh
+from imagesmith.machine.ssh_login import Credentials, make_key
 
 HOST = Host()
 EPOCH = 1_700_000_000
@@ -33,7 +34,7 @@ OWN_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA== somebody\n"
 
 @pytest.fixture
 def driver() -> SshDriver:
-    return SshDriver(HOST, accelerator="tcg", arch="x86_64", cpus=2, memory=1 << 30, firmware="bios")
+    return SshDriver(HOST, accelerator="tcg", arch="x86_64", cpu="", cpus=2, memory=1 << 30, firmware="bios")
 
 
 def first_layers(golden: Any, folder: Path, script: str) -> list[Path]:
@@ -142,8 +143,9 @@ def test_two_steps_in_one_boot(golden: Any, driver: SshDriver, tmp_path: Path) -
             assert root.run(["systemctl", "is-active", "nginx"]).output == "active\n"
             other = tmp_path / "k"
             other.mkdir()
-            assert session._guest is not None
-            with Ssh(HOST, session._guest.machine, make_key(other, HOST), other) as stranger, pytest.raises(
+            assert session._running is not None
+            machine = session._running.guest.machine
+            with Ssh(HOST, machine, Credentials(key=make_key(other, HOST)[0]), other) as stranger, pytest.raises(
                 GuestFailed, match=r"banner SSH-2.0-OpenSSH.*, key refused: .*Permission denied \(publickey"
             ) as refused:  # fmt: skip
                 stranger.connect(120)
@@ -244,7 +246,7 @@ def test_the_deadline_s_message_says_what_was_seen_last(
     says: bytes | None, seen: str, listener: Callable[[bytes | None], tuple[str, int]], tmp_path: Path
 ) -> None:
     machine: Any = StandIn(listener(says))
-    with Ssh(HOST, machine, make_key(tmp_path, HOST), tmp_path) as ssh, pytest.raises(
+    with Ssh(HOST, machine, Credentials(key=make_key(tmp_path, HOST)[0]), tmp_path) as ssh, pytest.raises(
         TimedOut, match=f"did not answer over SSH within 3 s; seen last: {seen}"
     ) as late:  # fmt: skip
         ssh.connect(3)
@@ -255,5 +257,6 @@ def test_a_closed_port_is_called_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
     machine: Any = StandIn(address)
-    with Ssh(HOST, machine, make_key(tmp_path, HOST), tmp_path) as ssh, pytest.raises(TimedOut, match="port closed"):
+    key = Credentials(key=make_key(tmp_path, HOST)[0])
+    with Ssh(HOST, machine, key, tmp_path) as ssh, pytest.raises(TimedOut, match="port closed"):
         ssh.connect(1)

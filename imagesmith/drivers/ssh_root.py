@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
 from imagesmith.drivers.placing import place
-from imagesmith.errors import BuildError, StepFailed, TimedOut
+from imagesmith.drivers.ssh_guest import BOOT_SECONDS, SshGuest
+from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
 from imagesmith.host import Host
-from imagesmith.interfaces import Log, Result
-from imagesmith.machine.ssh import Ssh, begin
+from imagesmith.interfaces import Connection, Log, Result
 
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
@@ -45,14 +45,15 @@ done; done"""
 
 
 class SshRoot:
-    """One step's view of the guest (interfaces.Root)."""
+    """One step's view of the guest (interfaces.Running)."""
 
     online = True
 
-    def __init__(self, host: Host, ssh: Ssh, *, epoch: int, log: Log, deadline: float | None) -> None:
+    def __init__(self, host: Host, guest: SshGuest, *, epoch: int, log: Log, deadline: float | None) -> None:
         """``deadline`` is on the clock of ``time.monotonic``."""
-        self._host, self._ssh, self.epoch, self._log, self._deadline = host, ssh, epoch, log, deadline
+        self._host, self._guest, self.epoch, self._log, self._deadline = host, guest, epoch, log, deadline
         self._lines: list[str] = []
+        self._may_disconnect = False
 
     def run(
         self,
@@ -93,8 +94,9 @@ class SshRoot:
             if len(got) > _MOST_OUTPUT:
                 raise StepFailed(f"a program wrote more than {_MOST_OUTPUT >> 20} MiB of output; send it to a file")
 
-        status, _ = self._ask(script, input=input, take=take)
+        asked = self._ask(script, input=input, take=take)
         say(len(got))
+        status = asked[0] if asked is not None else 0
         output = got.decode("utf-8", "replace")
         if check and status != 0:
             tail = "\n".join(output.splitlines()[-_TAIL:])
@@ -120,9 +122,13 @@ class SshRoot:
     def unpack(self, archive: BinaryIO) -> None:
         """Unpack a tar at ``/`` (interfaces.Root)."""
         with tempfile.TemporaryFile() as file:
-            begin("umask 022; exec tar -x -p --numeric-owner -f - -C /", file)
             place(archive, file, self, epoch=self.epoch)
-            status, said = self._ask("", stdin=file)
+            for _ in range(2):
+                file.seek(0)
+                asked = self._ask("umask 022; exec tar -x -p --numeric-owner -f - -C /", stdin=file)
+                if asked is not None:
+                    break
+        status, said = asked or (1, "the connection ended twice")
         if status != 0:
             raise BuildError(f"tar failed in the guest (exit status {status}): {said}",
                              hint="steps over SSH need tar in the guest" if status == 127 else "")  # fmt: skip
@@ -151,21 +157,63 @@ class SshRoot:
         if status != 0:
             raise BuildError(f"cannot remove files in the guest: {said}")
 
+    # -- what needs a running guest ------------------------------------------------------------------------------
+
+    def restart(self, within: float) -> None:
+        """Restart the guest (interfaces.Running)."""
+        self._guest.restart(min(within, self._left()), self._log)
+
+    def expect_disconnect(self) -> None:
+        """See interfaces.Running."""
+        self._guest.admit()
+        self._may_disconnect = True
+
+    def connection(self) -> Connection:
+        """The connection, for a program of this host (interfaces.Running)."""
+        ssh = self._guest.ssh
+        return Connection(
+            host=self._host, log=self._log, folder=ssh.folder, user=ssh.user, name="guest", options=ssh.arguments,
+            sudo_password=ssh.sudo_password, left=lambda: None if self._deadline is None else self._left(),
+            check=ssh.check,
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """The step is done: wait for the guest where the step sent it away; no key of ours is left in it."""
+        if self._may_disconnect:
+            self._guest.come_back(min(BOOT_SECONDS, self._left()), self._log)
+        self._guest.dismiss()
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
     def _small(self, script: str, *arguments: str) -> tuple[int, bytes, str]:
         """Run one of our own scripts: its status, stdout and stderr."""
-        parts: list[bytes] = []
-        status, said = self._ask(f"{_FORGET}\nexport PATH={_ENVIRONMENT['PATH']} LC_ALL=C\n"
-                                 f"set -- {shlex.join(arguments)}\n{script}", take=parts.append)  # fmt: skip
-        return status, b"".join(parts), said
+        for _ in range(2):
+            parts: list[bytes] = []
+            asked = self._ask(f"{_FORGET}\nexport PATH={_ENVIRONMENT['PATH']} LC_ALL=C\n"
+                              f"set -- {shlex.join(arguments)}\n{script}", take=parts.append)  # fmt: skip
+            if asked is not None:
+                return asked[0], b"".join(parts), asked[1]
+        raise GuestFailed("the SSH connection to the guest was lost twice")
+
+    def _left(self) -> float:
+        return _FOREVER if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _ask(
         self, script: str, *, input: bytes = b"", stdin: BinaryIO | None = None,
         take: Callable[[bytes], object] = lambda data: None,
-    ) -> tuple[int, str]:  # fmt: skip
-        left = _FOREVER if self._deadline is None else self._deadline - time.monotonic()
+    ) -> tuple[int, str] | None:  # fmt: skip
+        """Ask the guest; None where the connection ended, as it may, and is there again."""
         try:
-            return self._ssh.ask(script, within=max(0.0, left), input=input, stdin=stdin, take=take)
+            return self._guest.ssh.ask(script, within=self._left(), input=input, stdin=stdin, take=take)
         except TimedOut as late:
             tail = "\n".join(self._lines)
-            raise TimedOut("the step did not end in time" + (f"; its last lines:\n{tail}" if tail else ""),
-                           tail=tail, hint="raise its 'timeout:'") from late  # fmt: skip
+            what = "the step did not end in time" + (", and the guest does not answer over the network any more"
+                                                     if late.hint else "")  # fmt: skip
+            raise TimedOut(what + (f"; its last lines:\n{tail}" if tail else ""), tail=tail,
+                           hint=late.hint or "raise its 'timeout:'") from late  # fmt: skip
+        except GuestFailed:
+            if not self._may_disconnect:
+                raise
+            self._guest.machine.check()  # it may have restarted; but not have died
+        self._guest.come_back(min(BOOT_SECONDS, self._left()), self._log)
+        return None

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -128,21 +129,26 @@ class Machine:
 
     def watch(
         self, until: Callable[[], _T | None], *, within: float, doing: str,
-        fault: Callable[[str], str | None] = lambda text: None,
+        fault: Callable[[str], str | None] = lambda text: None, wake: threading.Event | None = None,
     ) -> _T:  # fmt: skip
-        """Return the first thing that ``until`` gives; meanwhile ``check``.
+        """Return the first thing that ``until`` gives; meanwhile ``check``. ``wake`` is set when there may be news.
 
         Raises what check raises, and TimedOut after ``within`` seconds: "the guest did not {doing} within …".
         """
-        deadline = time.monotonic() + within
+        deadline, look = time.monotonic() + within, 0.0
         while True:
             found = until()
             if found is not None:
                 return found
-            self.check(fault)
+            if time.monotonic() >= look:  # it reads the whole console: not at every bit of news
+                self.check(fault)
+                look = time.monotonic() + _POLL
             if time.monotonic() >= deadline:
                 raise TimedOut(f"the guest did not {doing} within {within:g} s", tail=self.console.tail())
-            time.sleep(_POLL)
+            if wake is None:
+                time.sleep(_POLL)
+            else:
+                wake.wait(_POLL)
 
     def _failed(self, what: str) -> GuestFailed:
         return GuestFailed(what, tail=self.console.tail())

@@ -6,24 +6,23 @@ library (asyncssh: EPL or GPL; paramiko: LGPL) to what imagesmith imports. One c
 an emulated guest.
 
 What is asked goes through stdin: the command line, on either side, is the same for every request. The guest's shell
-reads one line, a script in Base64, and runs it; what follows on stdin is the script's own. When it has ended, its
-status comes as the last line of stderr, so that it is told apart from the end of the connection.
+(as root, by sudo where somebody else logged in) reads one line, a script in Base64, and runs it; what follows on stdin
+is the script's own. When it has ended, its status comes as the last line of stderr, so that it is told apart from the
+end of the connection.
 """
 
 from __future__ import annotations
 
 import base64
-import os
 import queue
 import re
-import select
 import shlex
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Self
@@ -31,84 +30,78 @@ from typing import IO, BinaryIO, Self
 from imagesmith.errors import GuestFailed, TimedOut
 from imagesmith.host import PIPE, Host, Process
 from imagesmith.machine.qemu import Machine
+from imagesmith.machine.ssh_login import Credentials, Entrance
+from imagesmith.machine.ssh_wire import HOLD, Held, Pulse, feed, pump
 
 _READER = (
     'IFS= read -r s || exit 1; s=$(printf %s "$s" | base64 -d); (eval "$s"); '
     'printf "\\nimagesmith-status %s\\n" "$?" >&2'
 )
 _STATUS = re.compile(rb"\nimagesmith-status (\d+)\n\Z")
-_CHUNK = 65536
 _LINGER = 2.0
 """Seconds to wait for the rest of the output when a script has ended: what it left running may hold it open."""
 _BANNER_SECONDS = 5.0
-_REFUSALS = 3
-"""How often a key is refused before that is final; the guest's start-up might still be busy with accounts."""
-_HOLD_SECONDS = 300.0
 _PURPOSE = "run steps in a guest over SSH"
-_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
-
-# Freezing writes everything that is pending and empties the journal (fsfreeze(8)): the disk is then as if unmounted.
-# The shell that froze it also thaws it, even when the connection is gone (read meets the end of stdin). / comes last.
-_HOLD = f"""{_PATH}sync
-points=$(while read -r device point type rest; do
-    case $type in ext[234]|xfs|btrfs) echo "$point" ;; esac
-done </proc/mounts | sort -ru)
-held=
-if command -v fsfreeze >/dev/null; then
-    for point in $points; do fsfreeze -f "$point" && held="$point $held"; done
-fi
-echo "held $held"
-read -r word
-for point in $held; do fsfreeze -u "$point"; done
-echo thawed
-"""
-
-
-def make_key(folder: Path, host: Host) -> Path:
-    """Make a throw-away key in ``folder`` (its public half has the suffix ``.pub``). Raises MissingTool, ToolFailed."""
-    key = folder / "key"
-    host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "imagesmith", "-f", key], purpose=_PURPOSE)
-    return key
-
-
-def begin(script: str, into: BinaryIO) -> None:
-    """Write the beginning of a request to a file; what the script reads from its stdin is to follow."""
-    into.write(base64.b64encode(script.encode("utf-8", "surrogateescape")) + b"\n")
 
 
 class Ssh:
     """A connection to a guest's sshd; a context manager."""
 
-    def __init__(self, host: Host, machine: Machine, key: Path, folder: Path, *, user: str = "root") -> None:
-        """``folder`` is private and short-named (it takes a socket); ``key`` the private key's file, mode 0600."""
-        self._host, self._machine, self._user = host, machine, user
+    def __init__(self, host: Host, machine: Machine, credentials: Credentials, folder: Path) -> None:
+        """``folder`` is private and short-named (it takes a socket)."""
+        self._host, self._machine, self._credentials = host, machine, credentials
+        self.folder = folder
         self._control = folder / "ctl"
+        self._entrance = Entrance(credentials, folder)
         self._seen = "nothing"
         self._restarts = 0
         self._stack = ExitStack()
-        # Nothing of the user's own configuration, agent or keys; the host's key is pinned by the first connection.
-        self._options = ["-F", "/dev/null", "-S", str(self._control)]
-        for option in (
-            f"IdentityFile={key}", "IdentitiesOnly=yes", "IdentityAgent=none", "BatchMode=yes",
-            "PreferredAuthentications=publickey", f"UserKnownHostsFile={folder / 'known_hosts'}",
-            "GlobalKnownHostsFile=/dev/null", "StrictHostKeyChecking=accept-new", "HostKeyAlias=guest",
-            "UpdateHostKeys=no", "ConnectTimeout=120", "ServerAliveInterval=30", "ServerAliveCountMax=20",
-            "ClearAllForwardings=yes",
-        ):  # fmt: skip
-            self._options += ["-o", option]
+        self._master: Process | None = None
+        self._shell, self._asks_password = "/bin/sh", False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        self.disconnect()
+
+    @property
+    def user(self) -> str:
+        """Who is logged in."""
+        return self._credentials.user
+
+    @property
+    def sudo_password(self) -> str:
+        """What sudo asks ``user`` for; empty where it does not ask."""
+        return self._credentials.password if self._asks_password else ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options with which ssh, sftp and scp use this connection to the host ``guest``, and no other."""
+        # Nothing of the user's own configuration; without the master there is no way into the guest.
+        return ["-F", "/dev/null", "-o", f"ControlPath={self._control}", "-o", "ControlMaster=no",
+                "-o", "ProxyCommand=false", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]  # fmt: skip
 
     # -- connecting --------------------------------------------------------------------------------------------
 
-    def connect(self, within: float) -> None:
-        """Wait until the guest's sshd lets us in, at most ``within`` seconds.
+    @property
+    def connected(self) -> bool:
+        """Whether the connection still stands, as far as it is known."""
+        return self._master is not None and self._master.poll() is None
 
-        Raises TimedOut (with what was seen last), GuestFailed (also for a key that is refused), Interrupted.
+    def disconnect(self) -> None:
+        """End the connection, and whatever is asked through it."""
+        self._stack.close()
+        self._master = None
+        self._control.unlink(missing_ok=True)
+        self._entrance.close()
+
+    def connect(self, within: float) -> None:
+        """Wait until the guest's sshd lets us in and we are root, at most ``within`` seconds.
+
+        Once there was a connection, ``disconnect`` comes first.
+
+        Raises TimedOut (with what was seen last), GuestFailed (also where we are refused), Interrupted.
         """
         address = self._machine.forward(22)
         attempt: _Attempt | None = None
@@ -122,38 +115,67 @@ class Ssh:
                     attempt = self._attempt(address, banner)
                 return None
             if self._control.exists():  # ssh makes its socket when it has been let in
+                self._master = attempt.process
                 return True
             words = attempt.ended()
             if words is None:
                 return None
-            self._seen = f"banner {attempt.banner}, {words}"
-            if "Permission denied" in words:
-                refused += 1
-                self._seen = f"banner {attempt.banner}, key refused: {words}"
-                if refused >= _REFUSALS:
-                    raise GuestFailed(
-                        f"the guest's sshd does not let {self._user} in: {self._seen}",
-                        hint="does its sshd_config, or a file in sshd_config.d, say 'PermitRootLogin no', "
-                        "'PubkeyAuthentication no', or name other files of keys?",
-                    )
-            self._stack.close()
+            seen, hint, times = self._entrance.refusal(words)
+            self._seen = f"banner {attempt.banner}, {seen or words}"
+            refused += bool(times)
+            if times and refused >= times:
+                raise GuestFailed(f"the guest's sshd does not let {self.user} in: {self._seen}", hint=hint)
+            self.disconnect()
             attempt = None
             time.sleep(1)
             return None
 
+        begun = time.monotonic()
         try:
             self._machine.watch(until, within=within, doing="answer over SSH")
         except TimedOut as late:
             raise TimedOut(f"{late.message}; seen last: {self._seen}", tail=late.tail) from None
+        finally:
+            self._entrance.close()
         self._restarts = self._machine.restarts
+        if self._credentials.sudo:
+            self._become(within - (time.monotonic() - begun))
 
     def _attempt(self, address: tuple[str, int], banner: str) -> _Attempt:
+        self._entrance.open()
         said = self._stack.enter_context(tempfile.TemporaryFile())
+        options = ["LogLevel=INFO", f"HostName={address[0]}", "ConnectTimeout=120", "ServerAliveInterval=30",
+                   "ServerAliveCountMax=20", "ClearAllForwardings=yes", *self._entrance.options]  # fmt: skip
         process = self._stack.enter_context(self._host.start(
-            ["ssh", *self._options, "-M", "-N", "-o", "LogLevel=INFO", "-o", f"HostName={address[0]}",
-             "-p", str(address[1]), f"{self._user}@guest"], purpose=_PURPOSE, stderr=said,
+            ["ssh", "-F", "/dev/null", "-M", "-N", "-S", self._control, "-p", str(address[1]),
+             *(word for option in options for word in ("-o", option)), f"{self.user}@guest"],
+            purpose=_PURPOSE, stderr=said, env=self._entrance.environment,
         ))  # fmt: skip
         return _Attempt(banner, process, said)
+
+    def _become(self, within: float) -> None:
+        """Find out how sudo lets us be root."""
+        self._shell, self._asks_password = "/bin/sh", False
+        status, said = self.ask("sudo -k -n true", within=within)
+        if status == 0:
+            self._shell = "sudo -n -- /bin/sh"
+            return
+        if status != 127 and self._credentials.password:
+            # One word for one password: what sudo asks for a second time would be taken from the script.
+            password = f"{self._credentials.password}\n".encode()
+            status, said = self.ask("sudo -k -S -p '' true", within=within, input=password)
+            if status == 0:
+                self._shell, self._asks_password = "sudo -k -S -p '' -- /bin/sh", True
+                return
+        words = "; ".join(line.strip() for line in said.splitlines()[-3:] if line.strip())
+        if status == 127:
+            hint = "install sudo in the guest, or log in as root"
+        elif self._credentials.password:
+            hint = f"may {self.user} use sudo, and is 'login.password' right?"
+        else:
+            hint = f"give {self.user}'s password as 'login.password', or a rule with NOPASSWD in the guest"
+        raise GuestFailed(f"{self.user} is let into the guest, but cannot become root there with sudo: {words}",
+                          hint=hint)  # fmt: skip
 
     def _banner(self, address: tuple[str, int]) -> str:
         """The server's first line (RFC 4253, section 4.2); empty where there is none."""
@@ -181,38 +203,44 @@ class Ssh:
             take: Callable[[bytes], object] = lambda data: None) -> tuple[int, str]:  # fmt: skip
         """Run a shell script in the guest; return its status and stderr. ``take`` gets stdout while it comes.
 
-        The script's stdin is ``input``, or the rest of the file ``stdin`` where ``begin`` has made it. Raises TimedOut
-        after ``within`` seconds, GuestFailed, Interrupted; what still runs in the guest is then left to itself.
+        The script's stdin is ``input``, and then the file ``stdin``, from where it stands. Raises TimedOut after
+        ``within`` seconds, ConnectionLost, GuestFailed, Interrupted; what still runs in the guest is left to itself.
         """
         with ExitStack() as stack:
-            if stdin is None:
-                # In memory: it may hold secrets.
-                stdin = stack.enter_context(os.fdopen(os.memfd_create("request"), "w+b"))
-                begin(script, stdin)
-                stdin.write(input)
-            stdin.flush()
-            stdin.seek(0)
-            client = stack.enter_context(self._client(stdin))
+            client = stack.enter_context(self._client())
             news: queue.SimpleQueue[bytes] = queue.SimpleQueue()
             errors = bytearray()
+            assert client.stdin is not None
             assert client.stdout is not None
             assert client.stderr is not None
-            pumps = [_pump(client.stdout, news.put), _pump(client.stderr, errors.extend)]
+            wake = threading.Event()
+            pumps = [pump(client.stdout, news.put, wake), pump(client.stderr, errors.extend, wake)]
+            feed(client.stdin, self._request(script) + input, stdin)
+            pulse = stack.enter_context(Pulse(self._ping))
             over: float | None = None
 
             def until() -> bool | None:
                 nonlocal over
+                wake.clear()
                 while not news.empty():
                     take(news.get())
+                    pulse.felt()
                 if over is None and (_STATUS.search(errors) or client.poll() is not None):
                     over = time.monotonic() + _LINGER
-                alive = any(pump.is_alive() for pump in pumps)
+                alive = not all(pump.is_set() for pump in pumps)
                 if news.empty() and (not alive or (over is not None and time.monotonic() > over)):
                     return True
-                self._check()
+                self._check_restarts()
+                pulse.feel()
                 return None
 
-            self._machine.watch(until, within=within, doing="end a program")
+            try:
+                self._machine.watch(until, within=within, doing="end a program", wake=wake)
+            except TimedOut as late:
+                if pulse.last_chance():
+                    raise
+                raise TimedOut(late.message + "; the guest does not answer over the network any more", tail=late.tail,
+                               hint="did the step switch its network off?") from late  # fmt: skip
             found = _STATUS.search(errors)
             if found is None:
                 raise self._lost(bytes(errors))
@@ -224,17 +252,29 @@ class Ssh:
         Raises TimedOut, GuestFailed, Interrupted.
         """
         stack = self._stack.enter_context(ExitStack())  # an unreleased one ends with the connection
-        return Held(self._machine, stack.enter_context(self._client(PIPE)), stack)
+        return Held(self._machine, stack.enter_context(self._client()), stack, self._request(HOLD))
 
-    def _client(self, stdin: int | BinaryIO) -> AbstractContextManager[Process]:
-        # Without the master there is no way into the guest, rather than another connection.
-        return self._host.start(
-            ["ssh", *self._options, "-o", "ControlMaster=no", "-o", "ProxyCommand=false",
-             "-o", "LogLevel=ERROR", "-T", f"{self._user}@guest", f"exec /bin/sh -c {shlex.quote(_READER)}"],
-            purpose=_PURPOSE, stdin=stdin, stdout=PIPE, stderr=PIPE,
-        )  # fmt: skip
+    def _client(self) -> AbstractContextManager[Process]:
+        command = f"exec {self._shell} -c {shlex.quote(_READER)}"
+        return self._host.start(["ssh", *self.arguments, "-T", f"{self.user}@guest", command],
+                                purpose=_PURPOSE, stdin=PIPE, stdout=PIPE, stderr=PIPE)  # fmt: skip
 
-    def _check(self) -> None:
+    def _ping(self) -> AbstractContextManager[Process]:
+        return self._host.start(["ssh", *self.arguments, "-T", f"{self.user}@guest", "exec true"], purpose=_PURPOSE)
+
+    def _request(self, script: str) -> bytes:
+        """How a request begins: the password, where sudo will read it, and the script."""
+        password = f"{self.sudo_password}\n".encode() if self._asks_password else b""
+        return password + base64.b64encode(script.encode("utf-8", "surrogateescape")) + b"\n"
+
+    def check(self) -> None:
+        """Raise GuestFailed where the guest has ended, panicked or restarted, or the connection has ended."""
+        self._machine.check()
+        self._check_restarts()
+        if not self.connected:
+            raise self._lost(b"")
+
+    def _check_restarts(self) -> None:
         if self._machine.restarts > self._restarts:
             raise GuestFailed("the guest restarted itself while a step ran in it",
                               tail=self._machine.console.tail())  # fmt: skip
@@ -243,11 +283,13 @@ class Ssh:
         """Say why there was no answer: the guest's end if it ended (QEMU needs a moment to), else the connection's."""
         time.sleep(1)
         self._machine.check()
-        self._check()
+        self._check_restarts()
+        self.disconnect()
         words = said.decode("utf-8", "replace").strip()
         return GuestFailed("the SSH connection to the guest was lost" + (f": {words}" if words else ""),
                            tail=self._machine.console.tail(),
-                           hint="did the step stop sshd or the network, or end its own session?")  # fmt: skip
+                           hint="did the step stop sshd or the network, or end its own session? Where that is meant, "
+                           "say 'expect_disconnect: true' beside it")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -266,63 +308,3 @@ class _Attempt:
         lines = self.said.read().decode("utf-8", "replace").splitlines()
         words = "; ".join(line for line in lines if line and not line.startswith("Warning: Permanently added"))
         return words or f"ssh ended with exit status {self.process.returncode}"
-
-
-class Held:
-    """A guest whose file systems are held still, until ``release``."""
-
-    def __init__(self, machine: Machine, client: Process, stack: ExitStack) -> None:
-        self._machine, self._client, self._stack = machine, client, stack
-        self._said = b""
-        self._send(base64.b64encode(_HOLD.encode()) + b"\n")
-        line = self._wait(b"held ", "bring its file systems to rest")
-        self.frozen = len(line.split()) > 1
-        """Whether it has fsfreeze; without it the file systems are only synchronised, their journals in use."""
-
-    def release(self) -> None:
-        """Let the guest write again. Raises TimedOut, GuestFailed, Interrupted."""
-        try:
-            self._send(b"\n")
-            self._wait(b"thawed", "let go of its file systems")
-        finally:
-            self._stack.close()
-
-    def _send(self, data: bytes) -> None:
-        assert self._client.stdin is not None
-        with suppress(BrokenPipeError):  # _wait says what has happened
-            self._client.stdin.write(data)
-            self._client.stdin.flush()
-
-    def _wait(self, word: bytes, doing: str) -> str:
-        assert self._client.stdout is not None
-        wire = self._client.stdout.fileno()
-
-        def until() -> str | None:
-            while True:
-                for line in self._said.split(b"\n")[:-1]:
-                    if line.startswith(word):
-                        return line.decode("utf-8", "replace")
-                if not select.select([wire], [], [], 0)[0]:
-                    return None
-                news = os.read(wire, _CHUNK)
-                if not news:
-                    self._machine.check()
-                    raise GuestFailed("the SSH connection to the guest was lost at the end of a step",
-                                      tail=self._machine.console.tail())  # fmt: skip
-                self._said += news
-
-        return self._machine.watch(until, within=_HOLD_SECONDS, doing=doing)
-
-
-def _pump(stream: IO[bytes], take: Callable[[bytes], object]) -> threading.Thread:
-    """Hand on what comes through a pipe until it is closed."""
-    wire = stream.fileno()
-
-    def run() -> None:
-        with suppress(OSError):
-            while news := os.read(wire, _CHUNK):
-                take(news)
-
-    thread = threading.Thread(target=run, name="ssh", daemon=True)
-    thread.start()
-    return thread
