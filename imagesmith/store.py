@@ -60,8 +60,8 @@ class Slot:
             now = time.time()
             layer = Layer(
                 id=template.id, key=template.key, gives=template.gives, folder=template.folder, parent=template.parent,
-                name=template.name, facts=dict(facts or {}), digests=files.layer_digests(template.gives, self.folder),
-                made=now, used=now, size=store.measure(self.folder),
+                name=template.name, facts=dict(facts or {}), made=now, used=now, size=store.measure(self.folder),
+                digests=files.layer_digests(template.gives, self.folder, store.contents),
             )  # fmt: skip
             try:
                 with store.index.change():
@@ -150,15 +150,18 @@ class Store:
         *,
         remove: Callable[[Path], None] = files.remove_tree,
         measure: Callable[[Path], int] = files.allocated,
+        contents: Callable[[Path], str] = files.contents_digest,
     ) -> None:
         """Open the store, making it where it is missing.
 
-        ``remove`` deletes a layer's folder and ``measure`` returns the bytes it takes: they are replaced where files
-        belong to subordinate ids, which the user alone can neither see whole nor delete. Raises StoreError where the
+        ``remove`` deletes a layer's folder, ``measure`` returns the bytes it takes, and ``contents`` names it by its
+        files' bytes: they are replaced where files belong to subordinate ids, which the user alone can neither see
+        whole nor delete. Raises StoreError where the
         folder is no store, belongs to somebody else, or was written by a newer version.
         """
         self.root = root.absolute()
         self.measure = measure
+        self.contents = contents
         self.remove = remove
         try:
             with files.guarding(self.root, "make the store"):
@@ -284,7 +287,7 @@ class Store:
         with self._sweeping():
             left = strays(self.root, self.index)
             problems = [f"{path.name}: the index does not know it" for path in left if path.suffix != ".part"]
-            for text, found in damage(self.root, self.index):
+            for text, found in damage(self.root, self.index, self.contents):
                 problems.append(text)
                 if not repair:
                     continue

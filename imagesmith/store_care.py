@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from imagesmith.store_files import layer_digests, lock, lock_folder
+from imagesmith.store_files import CONTENTS, layer_digests, lock, lock_folder
 from imagesmith.store_index import Index, Layer
 
 
@@ -79,21 +79,25 @@ def choose(root: Path, index: Index, limit: int) -> tuple[list[Layer], list[Path
     return victims, downloads
 
 
-def damage(root: Path, index: Index) -> Iterator[tuple[str, Layer | Path]]:
+def damage(
+    root: Path, index: Index, contents: Callable[[Path], str]
+) -> Iterator[tuple[str, Layer | Path]]:
     """What is wrong, in words, and which layer or download that is.
 
-    Every byte of disks, artifacts and downloads is read and compared with the SHA-256 noted when they were kept; of
-    trees the shape is compared (``store_files.shape_digest``).
+    Every byte of layers and downloads is read and compared with the SHA-256 noted when they were kept; of trees the
+    shape, too (``store_files.shape_digest``). ``contents`` names a tree by its files' bytes.
     """
     for layer in index.layers():
         if not layer.folder.is_dir():
             yield f"layer {layer.id} ({layer.name}): its folder is missing", layer
             continue
         try:
-            now = layer_digests(layer.gives, layer.folder)
+            now = layer_digests(layer.gives, layer.folder, contents)
         except OSError as error:
             yield f"layer {layer.id} ({layer.name}): cannot be read: {error}", layer
             continue
+        if CONTENTS not in layer.digests:  # made by a version that did not note it
+            now.pop(CONTENTS, None)
         for name in sorted({*now, *layer.digests}):
             if now.get(name) != layer.digests.get(name):
                 how = "is gone" if name not in now else "is new" if name not in layer.digests else "changed"

@@ -246,26 +246,42 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def layer_digests(gives: str, folder: Path) -> dict[str, str]:
-    """What a layer's contents are known by: the SHA-256 of every file by relative name, or a tree's shape.
+def layer_digests(gives: str, folder: Path, contents: Callable[[Path], str]) -> dict[str, str]:
+    """What a layer is known by: the SHA-256 of every file by relative name, or a tree's shape and its ``contents``.
 
     Hashing runs at about 2 GB/s where the processor has instructions for it, 0.5 GB/s elsewhere: less than it
     took to write the files, and an artifact's digest is needed for its manifest anyway.
     """
     if gives == "tree":
-        return {"": shape_digest(folder)}
+        return {"": shape_digest(folder), CONTENTS: contents(folder)}
     return {
         os.path.relpath(entry.path, folder): file_sha256(Path(entry.path))
         for entry in _walk(str(folder)) if entry.is_file(follow_symlinks=False)
     }  # fmt: skip
 
 
+CONTENTS = "its files' bytes"
+"""The name of the digest of a tree's files."""
+
+
+def contents_digest(folder: Path) -> str:
+    """Name a tree by the bytes of its regular files: the SHA-256 of what ``find -type f -print0 | sort -z | xargs -0
+    sha256sum -z`` prints in it (which is how it is made where the files belong to subordinate ids).
+    """
+    sha = hashlib.sha256()
+    files = (entry.path for entry in _walk(str(folder)) if entry.is_file(follow_symlinks=False))
+    for name in sorted(os.path.relpath(path, folder).encode("utf-8", "surrogateescape") for path in files):
+        digest = file_sha256(folder / os.fsdecode(name))
+        sha.update(f"{digest}  ./".encode() + name + b"\0")
+    return sha.hexdigest()
+
+
 def shape_digest(folder: Path) -> str:
     """Name a tree by what lstat(2) tells of it: names, types, modes, owners, sizes, times of files, links' targets.
 
-    It does not read the files (a root file system has ten thousands, and some belong to subordinate ids), so it
-    sees what was added, lost, cut or rewritten, and no bit that rotted in place. Sizes and times of folders
-    are left out: they change when a store is moved to another file system.
+    It does not read the files (see ``contents_digest``), so it sees what was added, lost, cut or rewritten, and no bit
+    that rotted in place. Sizes and times of folders are left out: they change when a store is moved to another file
+    system.
     """
     sha = hashlib.sha256()
     for entry in _walk(str(folder)):

@@ -31,7 +31,8 @@ def open_store() -> Store:
 
     host = Host()  # a host of its own: what is half made is removed after Ctrl-C, too
     return Store(Store.default_root(), remove=lambda path: tree.remove(host, path),
-                 measure=lambda path: tree.measure(host, path))  # fmt: skip
+                 measure=lambda path: tree.measure(host, path),
+                 contents=lambda path: tree.contents(host, path))  # fmt: skip
 
 
 def examine() -> list[Finding]:
@@ -70,11 +71,17 @@ class Bench:
 
     def _ssh(self, node: Node) -> Driver:
         from imagesmith.drivers.ssh import SshDriver
+        from imagesmith.machine.ssh_login import Credentials
 
-        machine = node.recipe.machine
+        machine, login = node.recipe.machine, node.recipe.login
+        credentials = None if login is None else Credentials(
+            user=login.user, password=login.password, key=login.key.read_bytes() if login.key else b"",
+            port=login.port or 22,
+            sudo=login.become == "sudo" or (login.become == "auto" and login.user != "root"),
+        )  # fmt: skip
         return SshDriver(
             self._host, accelerator=self.accelerator.name, cpu=machine.cpu, cpus=machine.cpus, memory=machine.memory,
-            arch=node.recipe.arch, firmware=machine.firmware[0],  # type: ignore[arg-type]
+            arch=node.recipe.arch, firmware=machine.firmware[0], login=credentials,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from imagesmith import store_files, tree
 from imagesmith.errors import Interrupted, StoreError
+from imagesmith.host import Host
 from imagesmith.store import Layer, Store, Use
 
 fork = multiprocessing.get_context("fork")
@@ -475,6 +477,28 @@ def test_a_tree_that_lost_or_gained_a_file_is_found(store: Store) -> None:
     assert store.verify(repair=False) == []
     (layer.folder / "upper" / "etc" / "passwd").unlink()
     assert len(store.verify(repair=False)) == 1
+
+
+def test_a_bit_that_rotted_in_a_file_of_a_tree_is_found(store: Store) -> None:
+    with store.using() as use, use.making("t", gives="tree", name="a tree") as slot:
+        (slot.folder / "upper").mkdir()
+        file = slot.folder / "upper" / "passwd"
+        file.write_text("root")
+        layer = slot.commit()
+    file = layer.folder / "upper" / "passwd"
+    times = file.stat()
+    file.write_text("rook")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (problem,) = store.verify(repair=False)
+    assert "bytes changed" in problem
+
+
+def test_trees_are_named_alike_in_and_outside_of_a_namespace(tmp_path: Path) -> None:
+    (tmp_path / "a dir").mkdir()
+    (tmp_path / "a dir" / "-n\\ew\nline").write_text("x")
+    (tmp_path / "b").write_text("y")
+    (tmp_path / "link").symlink_to("b")
+    assert tree.contents(Host(), tmp_path) == store_files.contents_digest(tmp_path)
 
 
 def test_a_rotten_download_is_found(store: Store) -> None:

@@ -42,6 +42,14 @@ def measure(host: Host, path: Path) -> int:
     return int(lines[-1].split()[0])
 
 
+def contents(host: Host, path: Path) -> str:
+    """Name a folder by the bytes of its files, whoever they belong to (as ``store_files.contents_digest`` does)."""
+    lines: list[str] = []
+    script = 'cd "$1"; find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum -z -- | sha256sum'
+    inside(host, ["sh", "-ec", script, "sh", str(path)], purpose="name a layer by its contents", log=lines.append)
+    return lines[-1].split()[0]
+
+
 def available(host: Host, folder: Path | None = None) -> str:
     """Why trees cannot be used on this host, in ``folder`` (by default that for temporary files); empty: they can."""
     try:
