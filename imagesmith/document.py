@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +57,6 @@ class Document:
 
 def load(file: Path) -> Document:
     """Read a YAML file. Raises RecipeError where it is missing or no YAML; duplicate keys are complaints."""
-    document = Document(file)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -65,10 +65,38 @@ def load(file: Path) -> Document:
         raise RecipeError([Complaint(file, 1, 1, "", f"is not UTF-8 text: {error.reason}")]) from None
     except OSError as error:
         raise RecipeError([Complaint(file, 1, 1, "", f"cannot be read: {error.strerror}")]) from None
-    try:
+    document = Document(file)
+    with _told(file):
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             document.value = _Reader(document).read(node, ())
+    return document
+
+
+def foreign(text: str, file: Path) -> Document:
+    """Read YAML as most programs do: merge keys, dates and all tags of YAML 1.1 mean something, a key may come twice.
+
+    What JSON does not have becomes text. ``file`` is where the text is from. Raises RecipeError where it is no YAML.
+    """
+    document = Document(file)
+    with _told(file):
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None:
+                value = loader.construct_document(node)  # brings merged keys into the nodes, too
+                _Places(document).read(node, ())
+                document.value = _as_json(value)
+        finally:
+            loader.dispose()
+    return document
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Raise RecipeError for whatever PyYAML says of a file."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -78,7 +106,37 @@ def load(file: Path) -> Document:
         raise RecipeError([Complaint(file, 1, 1, "", f"is not YAML: {' '.join(str(error).split())}")]) from None
     except RecursionError:
         raise RecipeError([Complaint(file, 1, 1, "", "is nested too deeply")]) from None
-    return document
+    except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # PyYAML's constructors trust the text
+        raise RecipeError([Complaint(file, 1, 1, "", f"is not YAML: {error}")]) from None
+
+
+class _Places:
+    """Notes where the values of a document stand that was already made."""
+
+    def __init__(self, document: Document) -> None:
+        self._document, self._count = document, 0
+
+    def read(self, node: yaml.Node, where: Where) -> None:
+        self._count += 1
+        if self._count > _MOST_NODES:
+            raise yaml.YAMLError(f"more than {_MOST_NODES} values")
+        self._document._values[where] = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here = (*where, str(key.value))
+                self._document._keys[here] = (key.start_mark.line + 1, key.start_mark.column + 1)
+                self.read(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, child in enumerate(node.value):
+                self.read(child, (*where, index))
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 class _Reader:
