@@ -20,9 +20,9 @@ from typing import Protocol, cast
 from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, StepFailed, TimedOut
 from imagesmith.events import Event, Listener
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Driver, Files, Guest, Log, Maker, Session
+from imagesmith.interfaces import Disk, Driver, Files, Guest, Log, Maker, Running, Session
 from imagesmith.kinds import Check, DiskOutput, FilesOutput, Step, secrets_in
-from imagesmith.plan import Node, Plan
+from imagesmith.plan import ONLINE, Node, Plan
 from imagesmith.recipe import Entry, Recipe
 from imagesmith.store import Layer, Slot, Store, Use
 
@@ -116,7 +116,8 @@ class Engine:
         for recipe in {node.recipe.path: node.recipe for node in nodes}.values():
             own = [node for node in nodes if node.recipe is recipe]
             checks = [entry.kind for entry in recipe.checks] if any(node.verb == "check" for node in own) else []
-            names = secrets_in([*(node.kind for node in own), *checks])
+            login = [recipe.login] if any(node.driver in ONLINE for node in own) else []
+            names = secrets_in([*(node.kind for node in own), *checks, *login])
             self._secrets[recipe.path] = self._ask(recipe, names)
         values = [value for found in self._secrets.values() for value in found.values()]
         parts = {value for value in values if value} | {p for v in values for p in v.splitlines() if len(p) >= 4}
@@ -173,13 +174,17 @@ class Engine:
                                 return count + 1
                             now[:] = [work.log]
                             if session is None:
-                                driver = self._bench.driver(node)
+                                driver = self._bench.driver(self._with_login(node))
                                 opening = driver.session(folders, epoch=self._epoch, log=current)
                                 session = stack.enter_context(opening)
                             below = self._folders(outcome.layers[node.below.name])[-1] if node.below else folders[-1]
                             timeout = entry.step.timeout or DEFAULT_TIMEOUT
                             with session.layer(work.slot.folder, below=below, log=work.log, timeout=timeout) as root:
-                                cast(Step, self._revealed(node).kind).apply(root)
+                                if entry.step.expect_disconnect:
+                                    cast(Running, root).expect_disconnect()
+                                seen = cast(Step, self._revealed(node).kind).apply(root)
+                                if seen:
+                                    work.facts["seen"] = dict(seen)
                         break
                     except (StepFailed, TimedOut) as error:
                         if not attempt:
@@ -357,6 +362,13 @@ class Engine:
     def _revealed(self, node: Node) -> Node:
         secrets = self._secrets.get(node.recipe.path)
         return replace(node, kind=node.kind.revealed(secrets)) if secrets and node.kind is not None else node
+
+    def _with_login(self, node: Node) -> Node:
+        """A node whose recipe's login has its secrets."""
+        secrets, login = self._secrets.get(node.recipe.path), node.recipe.login
+        if not secrets or login is None or node.driver not in ONLINE:
+            return node
+        return replace(node, recipe=replace(node.recipe, login=login.revealed(secrets)))
 
     def _keep(self, source: Path, name: str = "") -> None:
         """Save what tells of a failure, a log or a folder of evidence, where the user finds it."""

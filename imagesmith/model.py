@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar, cast
+from typing import Annotated, Generic, Literal, Self, TypeVar, cast
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from imagesmith.errors import Complaint
-from imagesmith.kinds import Base, Check, Duration, Kind, Options, Output, Size, Step
+from imagesmith.kinds import Base, Check, Duration, Kind, Options, Output, RecipeFile, Size, Step
 
 K = TypeVar("K", bound=Kind)
 
@@ -37,6 +37,45 @@ class Machine(Options):
         BeforeValidator(_listed),
         Field(min_length=1, description="One or several of bios, uefi, uefi-secure; the checks run once with each."),
     ] = ("bios",)
+    tpm: Annotated[bool, Field(description="Whether it has a TPM 2.0 (swtpm).")] = False
+
+
+class Login(Options):
+    """How steps enter the running guest. Without it: as root over SSH, with a key that is made for the build.
+
+    It is in no node's key: who does a step does not change what the step does.
+    """
+
+    type: Annotated[Literal["ssh", "winrm"], Field(description="SSH, or WinRM for a Windows guest.")] = "ssh"
+    user: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?$", description="Who logs in; he becomes root by sudo.")
+    ] = "root"
+    password: Annotated[
+        str, Field(description="His password, for the log-in and for sudo; it may be a secret.")
+    ] = ""
+    key: Annotated[
+        RecipeFile | None, Field(description="His private SSH key, without a passphrase, relative to the recipe.")
+    ] = None
+    become: Annotated[
+        Literal["auto", "sudo", "none"],
+        Field(description="How to become root: `sudo` for all but root, unless `none` says that he may do all."),
+    ] = "auto"
+    port: Annotated[int | None, Field(ge=1, le=65535, description="The guest's port; 22, or WinRM's 5985.")] = None
+
+    @field_validator("key")
+    @classmethod
+    def _is_private(cls, value: Path | None) -> Path | None:
+        if value is not None and not (value.is_file() and b"PRIVATE KEY" in value.read_bytes()):
+            raise ValueError(f"{value} is no private SSH key")
+        return value
+
+    @model_validator(mode="after")
+    def _opens(self) -> Self:
+        if not (self.password or self.key):
+            raise ValueError("needs a password or a key")
+        if self.type == "winrm" and (self.key is not None or self.become == "sudo"):
+            raise ValueError("WinRM knows neither keys nor sudo: give a password")
+        return self
 
 
 class Common(Options):
@@ -58,6 +97,9 @@ class StepOptions(CheckOptions):
     timeout: Annotated[Duration | None, Field(description="How long it may take, such as 2m; an hour.")] = None
     via: Annotated[Literal["auto", "native", "guestfs", "ssh"], Field(description="How to reach the guest.")] = "auto"
     cache: Annotated[bool, Field(description="Run it in every build when false.")] = True
+    expect_disconnect: Annotated[
+        bool, Field(description="The connection to the running guest may end while it runs, and is made again.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -104,3 +146,4 @@ class Recipe:
     steps: tuple[Entry[Step], ...]
     checks: tuple[Entry[Check], ...]
     outputs: tuple[Entry[Output], ...]
+    login: Login | None = None

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from imagesmith.errors import Complaint, RecipeError, nearest
 from imagesmith.kinds import Check, DiskOutput, Kind, Output, Step, digest
-from imagesmith.recipe import Entry, Recipe
+from imagesmith.recipe import Entry, Login, Recipe
 
 DEFAULT_DISK = 4 << 30
 DEFAULT_EPOCH = 1704067200
 """2024-01-01T00:00:00Z: the time that what a build makes is given, where SOURCE_DATE_EPOCH says nothing else."""
-ASSEMBLE_VERSION = 1
+ONLINE = ("ssh", "winrm")
+"""The drivers whose guest is running."""
+ASSEMBLE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -165,17 +167,17 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
     prefix = f"{recipe.name}: " if above else ""
     complaints: list[Complaint] = []
     for number, entry in enumerate(recipe.steps, 1):
-        driver, why, wrong = _driver(entry, nodes[-1], facts)
+        driver, why, wrong = _driver(entry, nodes[-1], facts, recipe.login)
         if wrong:
             place = entry.place
             complaints.append(Complaint(place.file, place.line, place.column, place.path, wrong))
             continue
         if nodes[-1].gives == "tree" and driver != "native":
             nodes.append(_assemble(recipe, facts, nodes[-1], prefix))
-            driver, why, _ = _driver(entry, nodes[-1], facts)
+            driver, why, _ = _driver(entry, nodes[-1], facts, recipe.login)
         below, kind = nodes[-1], entry.kind
         options = _identity(kind, entry.place)
-        mode = "online" if driver == "ssh" else "offline"
+        mode = "online" if driver in ONLINE else "offline"
         nodes.append(Node(
             name=f"{prefix}{number} {entry.title}", verb="step", number=number, gives=below.gives, recipe=recipe,
             below=below, kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
@@ -228,15 +230,26 @@ def _identity(kind: Kind, place: Complaint) -> dict[str, object]:
 
 def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> Node:
     size = recipe.machine.disk or DEFAULT_DISK
-    options = {"size": size, "arch": recipe.arch, "epoch": facts.epoch}
+    options: dict[str, object] = {"size": size, "arch": recipe.arch, "epoch": facts.epoch}
+    if "uefi-secure" in recipe.machine.firmware:
+        options["secure"] = True
     return Node(
         name=f"{prefix}assemble the disk", verb="assemble", gives="disk", recipe=recipe, below=below, options=options,
         trusted=True, disk_size=size, key=digest(["assemble", ASSEMBLE_VERSION, options, below.key]),
     )  # fmt: skip
 
 
-def _driver(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, str]:
+def _driver(entry: Entry[Step], below: Node, facts: Facts, login: Login | None) -> tuple[str, str, str]:
     """Choose how a step reaches the guest: the driver, why, and what is wrong."""
+    driver, why, wrong = _choose(entry, below, facts)
+    if not wrong and entry.step.expect_disconnect and driver != "ssh":
+        return "", "", "expect_disconnect: there is no connection that could end; say `via: ssh` beside it"
+    if driver == "ssh" and login is not None:
+        return login.type, why, wrong
+    return driver, why, wrong
+
+
+def _choose(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, str]:
     via, running = entry.step.via, entry.kind.needs_running
     if running and via not in {"auto", "ssh"}:
         return "", "", f"needs a running guest ({running}), which via: {via} does not give; leave `via` out"

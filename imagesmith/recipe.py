@@ -19,17 +19,18 @@ from imagesmith import document
 from imagesmith.document import Document, Where
 from imagesmith.errors import Complaint, RecipeError, nearest
 from imagesmith.kinds import Base, Check, Kind, Options, Output, Step, Unfit, known
-from imagesmith.model import CheckOptions, Common, Entry, K, Machine, Recipe, StepOptions
+from imagesmith.model import CheckOptions, Common, Entry, K, Login, Machine, Recipe, StepOptions
 from imagesmith.render import Renderer, Secret
 
 ARCHITECTURES = ("x86_64", "aarch64")
 FIRMWARE = ("bios", "uefi", "uefi-secure")
-TOP_LEVEL = ("name", "version", "description", "arch", "variables", "machine", "base", "steps", "checks", "outputs")
+TOP_LEVEL = ("name", "version", "description", "arch", "variables", "machine", "login", "base", "steps", "checks",
+             "outputs")  # fmt: skip
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 __all__ = [
-    "CheckOptions", "Common", "Entry", "Machine", "Overrides", "Recipe", "StepOptions", "load", "of_image",
+    "CheckOptions", "Common", "Entry", "Login", "Machine", "Overrides", "Recipe", "StepOptions", "load", "of_image",
 ]  # fmt: skip
 
 
@@ -96,6 +97,7 @@ class _Loader:
         variables, secrets = self._variables(top, basics)
         self._renderer = Renderer({**basics, **variables, **{name: Secret(name) for name in secrets}})
         machine = self._options(Machine, self._rendered(top.get("machine"), ("machine",)), ("machine",))
+        login = self._login(top)
         base = self._base(top)
         steps = self._entries(top, "steps", Step, StepOptions)
         checks = self._entries(top, "checks", Check, CheckOptions)
@@ -105,7 +107,7 @@ class _Loader:
             return None
         return Recipe(
             path=self._document.file, variables=variables, secrets=secrets, machine=machine, base=base[0],
-            base_place=base[1], steps=tuple(steps), checks=tuple(checks), outputs=tuple(outputs), **basics,
+            base_place=base[1], steps=tuple(steps), checks=tuple(checks), outputs=tuple(outputs), login=login, **basics,
         )  # fmt: skip
 
     # -- plain values --------------------------------------------------------------------------------------------
@@ -214,6 +216,13 @@ class _Loader:
                 return {}
         self._document.complain((*where, "secret"), "must be one of {env: NAME}, {file: PATH}, {command: PROGRAM ARGS}")
         return {}
+
+    # -- login -------------------------------------------------------------------------------------------------
+
+    def _login(self, top: Mapping[str, object]) -> Login | None:
+        if top.get("login") is None:
+            return None
+        return cast(Login | None, self._options(Login, self._rendered(top["login"], ("login",)), ("login",)))
 
     # -- kinds ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import types
 from typing import Any, get_args
 
 from imagesmith.kinds import FAMILIES, Kind, Options, known
-from imagesmith.recipe import ARCHITECTURES, CheckOptions, Common, Machine, StepOptions
+from imagesmith.recipe import ARCHITECTURES, CheckOptions, Common, Login, Machine, StepOptions
 
 
 def _schema_of(model: type[Options]) -> dict[str, Any]:
@@ -90,6 +90,7 @@ def schema() -> dict[str, Any]:
             "arch": {"enum": list(ARCHITECTURES)},
             "variables": {"type": "object", "description": "Defaults; {secret: {env|file|command: …}} for secrets."},
             "machine": {**_schema_of(Machine), "description": inspect.getdoc(Machine)},
+            "login": {**_schema_of(Login), "description": inspect.getdoc(Login)},
             "base": {"oneOf": [_entry(kind, None) for kind in known("bases").values()]},
             "steps": _list_of("steps", StepOptions),
             "checks": _list_of("checks", CheckOptions),

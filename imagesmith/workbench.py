@@ -35,6 +35,25 @@ def open_store() -> Store:
                  contents=lambda path: tree.contents(host, path))  # fmt: skip
 
 
+def moved(store: Store, host: Host, note: Log) -> Callable[[str, str], bool]:
+    """Whether what is at an address is not what has this SHA-256; each address is asked for once."""
+    import hashlib
+
+    from imagesmith.fetch_http import Http
+
+    known: dict[str, str] = {}
+
+    def ask(url: str, digest: str) -> bool:
+        if url not in known:
+            with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
+                part = Path(folder, "file")
+                Http(lambda: host.cancelled, note, delays=(1.0, 5.0), every=60).download(url, part, limit=1 << 26)
+                known[url] = hashlib.sha256(part.read_bytes()).hexdigest()
+        return known[url] != digest
+
+    return ask
+
+
 def examine() -> list[Finding]:
     """What this host can do and what it lacks."""
     from imagesmith import doctor
@@ -81,7 +100,7 @@ class Bench:
         )  # fmt: skip
         return SshDriver(
             self._host, accelerator=self.accelerator.name, cpu=machine.cpu, cpus=machine.cpus, memory=machine.memory,
-            arch=node.recipe.arch, firmware=machine.firmware[0], login=credentials,  # type: ignore[arg-type]
+            arch=node.recipe.arch, firmware=machine.firmware[0], login=credentials, tpm=machine.tpm,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
@@ -90,27 +109,31 @@ class Bench:
         shop = Shop(self._store, self._host, node, log, epoch=self._epoch, bench=self)
         if base.gives == "tree":
             (into / "upper").mkdir()
-            base.make(into / "upper", shop)
+            seen = base.make(into / "upper", shop)
         else:
-            base.make(into / "disk.qcow2", shop)
-        return {"downloads": shop.downloads} if shop.downloads else {}
+            seen = base.make(into / "disk.qcow2", shop)
+        return {**({"downloads": shop.downloads} if shop.downloads else {}), **({"seen": dict(seen)} if seen else {})}
 
     def assemble(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:
         """See engine.Workbench."""
         from imagesmith import tree
         from imagesmith.disk.assemble import DiskSpec, assemble
 
-        spec = DiskSpec(size=node.disk_size, arch=node.recipe.arch, seed=node.key, epoch=self._epoch)
+        secure = "uefi-secure" in node.recipe.machine.firmware
+        spec = DiskSpec(size=node.disk_size, arch=node.recipe.arch, seed=node.key, epoch=self._epoch, secure=secure)
         mount = tree.OverlayMount(tuple(str(folder / "upper") for folder in below))
         with tree.open_root(self._host, mount, epoch=self._epoch, log=log) as root:
             assemble(root, into / "disk.qcow2", spec, self._host, log)
 
     def disk(self, folder: Path) -> Disk:
         """See engine.Workbench."""
-        from imagesmith.disk.attach import read_header
+        from imagesmith.disk.attach import chain_of, newest, read_header
+        from imagesmith.machine.firmware import store_name
 
         path = folder / "disk.qcow2"
-        return Disk(path, read_header(path).virtual_size)
+        below = [file.parent for file in chain_of(path)]
+        variables = {name: store for name in ("uefi", "uefi-secure") if (store := newest(below, store_name(name)))}
+        return Disk(path, read_header(path).virtual_size, variables=variables)
 
     @contextmanager
     def files(self, node: Node, below: Sequence[Path], log: Log) -> Iterator[Files]:
@@ -144,8 +167,8 @@ class Bench:
         scratch = Path(tempfile.gettempdir())
         return cast(AbstractContextManager[Guest], booted(
             disk, firmware=node.firmware, arch=node.recipe.arch, cpu=machine.cpu,  # type: ignore[arg-type]
-            cpus=machine.cpus, memory=machine.memory, host=self._host, accelerator=self.accelerator.name, log=log,
-            keep=keep, scratch=scratch, unpack=unpack,
+            cpus=machine.cpus, memory=machine.memory, host=self._host, accelerator=self.accelerator.name,
+            tpm=machine.tpm, log=log, keep=keep, scratch=scratch, unpack=unpack,
         ))  # fmt: skip
 
 

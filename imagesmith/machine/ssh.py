@@ -33,8 +33,10 @@ from imagesmith.machine.qemu import Machine
 from imagesmith.machine.ssh_login import Credentials, Entrance
 from imagesmith.machine.ssh_wire import HOLD, Held, Pulse, feed, pump
 
+# A password that sudo did not ask for this time comes before the script, and is let go.
 _READER = (
-    'IFS= read -r s || exit 1; s=$(printf %s "$s" | base64 -d); (eval "$s"); '
+    'while IFS= read -r s || exit 1; do case $s in "script "*) break ;; esac; done; '
+    's=$(printf %s "${s#script }" | base64 -d); (eval "$s"); '
     'printf "\\nimagesmith-status %s\\n" "$?" >&2'
 )
 _STATUS = re.compile(rb"\nimagesmith-status (\d+)\n\Z")
@@ -103,7 +105,7 @@ class Ssh:
 
         Raises TimedOut (with what was seen last), GuestFailed (also where we are refused), Interrupted.
         """
-        address = self._machine.forward(22)
+        address = self._machine.forward(self._credentials.port)
         attempt: _Attempt | None = None
         refused = 0
 
@@ -165,7 +167,9 @@ class Ssh:
             password = f"{self._credentials.password}\n".encode()
             status, said = self.ask("sudo -k -S -p '' true", within=within, input=password)
             if status == 0:
-                self._shell, self._asks_password = "sudo -k -S -p '' -- /bin/sh", True
+                # All that we ask has sshd's process for a parent, so sudo asks but once in a while (sudoers(5),
+                # timestamp_type): hashing a password takes a second in an emulated guest.
+                self._shell, self._asks_password = "sudo -S -p '' -- /bin/sh", True
                 return
         words = "; ".join(line.strip() for line in said.splitlines()[-3:] if line.strip())
         if status == 127:
@@ -265,7 +269,7 @@ class Ssh:
     def _request(self, script: str) -> bytes:
         """How a request begins: the password, where sudo will read it, and the script."""
         password = f"{self.sudo_password}\n".encode() if self._asks_password else b""
-        return password + base64.b64encode(script.encode("utf-8", "surrogateescape")) + b"\n"
+        return password + b"script " + base64.b64encode(script.encode("utf-8", "surrogateescape")) + b"\n"
 
     def check(self) -> None:
         """Raise GuestFailed where the guest has ended, panicked or restarted, or the connection has ended."""

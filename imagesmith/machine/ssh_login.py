@@ -27,6 +27,7 @@ class Credentials:
     user: str = "root"
     key: bytes = field(default=b"", repr=False)
     password: str = field(default="", repr=False)
+    port: int = 22
     sudo: bool = False
     """Whether all that is done in the guest goes through sudo; it gets ``password`` where it asks for one."""
 
