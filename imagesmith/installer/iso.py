@@ -1,0 +1,350 @@
+"""CD images: looking into them, reading files out, and making them. The only module that knows pycdlib.
+
+ISO 9660 is ECMA-119; names come from Rock Ridge (RRIP, IEEE P1282) where it is there, then UDF (ECMA-167; Windows has
+all its files there alone), Joliet, and ISO 9660's own. An ISO is somebody else's work: what it says about sizes, names
+and links is bounded here, and whatever goes wrong inside pycdlib is a Refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self, cast
+
+from pycdlib import PyCdlib
+
+from imagesmith.errors import BuildError, ImagesmithError, Refused
+
+SECTOR = 2048
+"""Bytes; ECMA-119, 6.1.2."""
+_READ_LIMIT = 1 << 20
+_STRUCTURE_LIMIT = 96 << 20
+"""Bytes of directories that are read: several times what the largest DVDs have (some 50 000 files)."""
+_LINKS_FOLLOWED = 8
+_VERSION = re.compile(r";\d+$")
+
+Names = Literal["rr_path", "udf_path", "joliet_path", "iso_path"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    inside: str
+    """The path in pycdlib's words: with ``;1`` and all."""
+    folder: bool = False
+    link: str = ""
+    size: int = 0
+    end: int = 0
+    """Where its bytes end in the ISO; pycdlib lets none end behind the end of the ISO."""
+
+
+class Iso:
+    """An ISO that is open for reading, from the beginning of a ``with`` block to its end.
+
+    Paths are absolute or relative to its root, separated by ``/``; where there is no file of that very name, one that
+    differs in case only is taken. Symbolic links are followed inside the ISO.
+    """
+
+    label: str
+    """The volume's name (ECMA-119, 8.4.8)."""
+    names: Names
+    """Where file names come from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folders: dict[str, dict[str, _Entry]] = {}
+
+    def __enter__(self) -> Self:
+        """Open it. Raises BuildError where there is no such file, Refused where it is no ISO that can be read."""
+        try:
+            self._file = _Metered(self.path.open("rb"))
+        except OSError as error:
+            raise BuildError(f"cannot open {self.path}: {error.strerror}") from error
+        self._cd = PyCdlib()
+        try:
+            with _parsing(self.path):
+                self._cd.open_fp(cast(BinaryIO, self._file))
+                self.label = self._cd.pvd.volume_identifier.decode("utf-8", "replace").rstrip(" \0")
+                self.names = _best_names(self._cd)
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.left = None
+        self._cut = self._cd.pvd.space_size * self._cd.pvd.logical_block_size() > self._file.size
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._cd.close()
+        finally:
+            self._file.close()
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def __contains__(self, path: str) -> bool:
+        return self._find(path) is not None
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder of that name."""
+        found = self._find(path)
+        return found is not None and found[1].folder
+
+    def list(self, folder: str = "/") -> list[str]:
+        """The names in a folder, sorted; none where there is no such folder."""
+        found = self._find(folder)
+        if found is None or not found[1].folder:
+            return []
+        return sorted(self._entries(*found))
+
+    def real(self, path: str) -> str | None:
+        """The path as the ISO spells it, with links followed; None where there is nothing."""
+        found = self._find(path)
+        return None if found is None else found[0]
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def read(self, path: str, limit: int = _READ_LIMIT) -> bytes:
+        """A small file's bytes. Raises FileNotFoundError, Refused where it is larger than ``limit``."""
+        entry = self._file_entry(path)
+        if entry.size > limit:
+            raise Refused(f"{path} in {self.path.name} has {entry.size} bytes, more than the {limit} that are read")
+        into = io.BytesIO()
+        self._copy(entry, path, into, limit)
+        return into.getvalue()
+
+    def extract(self, path: str, to: Path) -> None:
+        """Write a file's bytes to ``to``, a new file. Raises FileNotFoundError, Refused, BuildError."""
+        entry = self._file_entry(path)
+        with to.open("xb") as into:
+            self._copy(entry, path, into, self._file.size)
+
+    def _file_entry(self, path: str) -> _Entry:
+        found = self._find(path)
+        if found is None or found[1].folder:
+            raise FileNotFoundError(f"there is no file {path} in {self.path.name}")
+        return found[1]
+
+    def _copy(self, entry: _Entry, path: str, into: BinaryIO, limit: int) -> None:
+        bounded = _Bounded(into, limit, f"{path} in {self.path.name}")
+        with _parsing(self.path):
+            self._cd.get_file_from_iso_fp(cast(BinaryIO, bounded), **{self.names: entry.inside})
+        if bounded.written < entry.size or (self._cut and entry.end >= self._file.size):
+            raise Refused(f"{self.path.name} is cut short: it ends within {path}", hint="download it again")
+
+    # -- finding -----------------------------------------------------------------------------------------------
+
+    def _find(self, path: str) -> tuple[str, _Entry] | None:
+        """The real path, and what is there."""
+        here, entry = "/", _Entry("/", folder=True)
+        left = [part for part in path.split("/") if part]
+        links = 0
+        while left:
+            part = left.pop(0)
+            if part == ".":
+                continue
+            if part == "..":  # of a link; never above the root
+                here, entry = posixpath.dirname(here), _Entry("", folder=True)
+                entry = _Entry("/", folder=True) if here == "/" else self._entries_at(posixpath.dirname(here))[
+                    posixpath.basename(here)]  # fmt: skip
+                continue
+            if not entry.folder:
+                return None
+            named = _named(self._entries(here, entry), part)
+            if named is None:
+                return None
+            name, entry_below = named
+            if entry_below.link:
+                links += 1
+                if links > _LINKS_FOLLOWED:
+                    return None
+                target = entry_below.link
+                left = [part for part in target.split("/") if part] + left
+                if target.startswith("/"):
+                    here, entry = "/", _Entry("/", folder=True)
+                continue
+            here, entry = posixpath.join(here, name), entry_below
+        return here, entry
+
+    def _entries_at(self, folder: str) -> dict[str, _Entry]:
+        found = self._folders.get(folder)
+        assert found is not None, "only folders that were gone through are asked for"
+        return found
+
+    def _entries(self, path: str, entry: _Entry) -> dict[str, _Entry]:
+        known = self._folders.get(path)
+        if known is None:
+            with _parsing(self.path):
+                known = dict(self._children(entry.inside))
+            self._folders[path] = known
+        return known
+
+    def _children(self, inside: str) -> Iterator[tuple[str, _Entry]]:
+        for record in self._cd.list_children(**{self.names: inside}):
+            if record is None or (self.names != "udf_path" and (record.is_dot() or record.is_dotdot())):
+                continue
+            try:
+                name = _name(record, self.names)
+                link = _link(record, self.names)
+            except UnicodeDecodeError:
+                continue  # no installer has such names; whoever asks for one does not find it
+            plain = name if self.names == "rr_path" else _VERSION.sub("", name).rstrip(".")
+            if plain in ("", ".", "..") or "/" in plain or "\0" in plain:
+                continue
+            folder = bool(record.is_dir())
+            size, end = (0, 0) if folder or link else _size(record, self.names)
+            yield plain, _Entry(posixpath.join(inside, name), folder, link, size, end)
+
+
+def _named(entries: Mapping[str, _Entry], name: str) -> tuple[str, _Entry] | None:
+    if name in entries:
+        return name, entries[name]
+    lower = name.lower()
+    return next(((found, entry) for found, entry in entries.items() if found.lower() == lower), None)
+
+
+def _best_names(cd: Any) -> Names:
+    if cd.has_rock_ridge():
+        return "rr_path"
+    if cd.has_udf():
+        return "udf_path"
+    return "joliet_path" if cd.has_joliet() else "iso_path"
+
+
+def _name(record: Any, names: Names) -> str:
+    if names == "udf_path":
+        ident = record.file_ident
+        return str(ident.fi.decode("latin-1" if ident.encoding == "latin-1" else "utf-16_be"))
+    if names == "rr_path":
+        # A record without a name of Rock Ridge's own (a folder that others were moved to) cannot be asked for by it.
+        return "" if record.rock_ridge is None else str(record.rock_ridge.name().decode("utf-8"))
+    return str(record.file_identifier().decode("utf-16_be" if names == "joliet_path" else "utf-8"))
+
+
+def _link(record: Any, names: Names) -> str:
+    if names != "rr_path" or not record.is_symlink():
+        return ""
+    return str(record.rock_ridge.symlink_path().decode("utf-8"))
+
+
+def _size(record: Any, names: Names) -> tuple[int, int]:
+    """A file's length, and where its bytes end (0: not known, in UDF)."""
+    if names == "udf_path":
+        return int(record.get_data_length()), 0
+    size = end = 0
+    while record is not None:  # a file of more than 4 GiB has several records (ECMA-119, 6.5.1)
+        length = int(record.get_data_length())
+        size, end = size + length, int(record.extent_location()) * SECTOR + length
+        record = record.data_continuation
+    return size, end
+
+
+# -- making ----------------------------------------------------------------------------------------------------------
+
+
+def write_volume(path: Path, label: str, files: Mapping[str, bytes]) -> None:
+    """Make a small ISO at ``path``, for our eyes only (0600): a second volume with answer files.
+
+    It has Rock Ridge and Joliet names, and the label as it is written: ``cidata`` (cloud-init, NoCloud) and ``OEMDRV``
+    (Anaconda, Driver Update Disks) are looked for by it. ``files`` are relative names, with folders. Raises BuildError.
+    """
+    if not 0 < len(label.encode()) <= 16 or not label.isascii():
+        raise BuildError(f"a volume's name is 1 to 16 plain letters (Joliet has no room for more), not {label!r}")
+    cd = PyCdlib()
+    cd.new(interchange_level=3, vol_ident=label, joliet=3, rock_ridge="1.09", app_ident_str="IMAGESMITH")
+    try:
+        _add(cd, files)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as into:
+            cd.write_fp(into)
+    finally:
+        cd.close()
+
+
+def _add(cd: Any, files: Mapping[str, bytes]) -> None:
+    """Add files, and the folders that they are in, to a volume that is open in pycdlib."""
+    folders = {"": ""}
+    for number, (name, content) in enumerate(sorted(files.items())):
+        parts = relative(name).split("/")
+        for depth in range(1, len(parts)):
+            folder = "/".join(parts[:depth])
+            if folder not in folders:
+                above = "/".join(parts[: depth - 1])
+                folders[folder] = f"{folders[above]}/D{len(folders):06d}"
+                cd.add_directory(iso_path=folders[folder], rr_name=parts[depth - 1], joliet_path=f"/{folder}")
+        cd.add_fp(io.BytesIO(content), len(content), iso_path=f"{folders['/'.join(parts[:-1])]}/F{number:06d}.;1",
+                  rr_name=parts[-1], joliet_path="/" + "/".join(parts))  # fmt: skip
+
+
+def relative(name: str) -> str:
+    """A name inside a volume, without a leading ``/``. Raises BuildError for one that leads out of it."""
+    parts = name.strip("/").split("/")
+    if not all(parts) or {".", ".."} & set(parts) or "\0" in name:
+        raise BuildError(f"{name!r} is no name for a file on a volume")
+    return "/".join(parts)
+
+
+# -- not trusting ----------------------------------------------------------------------------------------------------
+
+
+class _Bounded:
+    """Takes what pycdlib writes, up to a limit."""
+
+    def __init__(self, into: BinaryIO, limit: int, what: str) -> None:
+        self._into, self._limit, self._what = into, limit, what
+        self.written = 0
+
+    def write(self, data: bytes) -> int:
+        """Write it on. Raises Refused beyond the limit."""
+        self.written += len(data)
+        if self.written > self._limit:
+            raise Refused(f"{self._what} has more bytes than it can have ({self._limit})")
+        self._into.write(data)
+        return len(data)
+
+
+class _Metered:
+    """A file whose reader has ``left`` bytes to read, each read counting for at least a sector (None: no limit)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.left: int | None = _STRUCTURE_LIMIT
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int = -1) -> bytes:
+        """See io.RawIOBase. Raises Refused when nothing is left."""
+        wanted = self.size if size < 0 else min(size, self.size)
+        if self.left is not None:
+            self.left -= max(wanted, SECTOR)
+            if self.left < 0:
+                raise Refused(f"its directories have more than {_STRUCTURE_LIMIT >> 20} MiB")
+        return self._file.read(wanted)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See io.IOBase."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """See io.IOBase."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """See io.IOBase."""
+        self._file.close()
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"{path} is not an ISO that can be read: {error.message}") from error
+    except (ImagesmithError, OSError):
+        raise
+    except Exception as error:  # of a hostile or broken structure: anything (KeyError, struct.error, RecursionError …)
+        what = str(error) or type(error).__name__
+        raise Refused(f"{path} is not an ISO that can be read: {what}",
+                      hint="is it the file that you mean, and was it downloaded whole?") from error  # fmt: skip
