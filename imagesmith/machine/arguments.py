@@ -121,7 +121,7 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
     for number, drive in enumerate(spec.drives):
         found += _drive(drive, f"disk{number}", number + 1)
     for number, cdrom in enumerate(spec.cdroms):
-        found += _cdrom(spec.arch, cdrom, f"cd{number}", len(spec.drives) + number + 1)
+        found += _cdrom(spec.arch, cdrom, number, len(spec.drives) + number + 1)
     if spec.floppy is not None:
         found += _blockdev("floppy", spec.floppy, "raw", read_only=True)
         # Only as long as an installer runs: q35 has a controller for it where one is asked for.
@@ -176,12 +176,14 @@ def _drive(drive: Drive, name: str, boot: int) -> list[str]:
     return [*found, "-device", f"virtio-blk-pci,drive={name},bootindex={boot}"]
 
 
-def _cdrom(arch: Arch, path: Path, name: str, boot: int) -> list[str]:
+def _cdrom(arch: Arch, path: Path, number: int, boot: int) -> list[str]:
+    name = f"cd{number}"
     found = _blockdev(name, path, "raw", read_only=True)
     if arch == "aarch64":
         return [*found, "-device", f"virtio-scsi-pci,id={name}-bus",
                 "-device", f"scsi-cd,bus={name}-bus.0,drive={name},bootindex={boot}"]  # fmt: skip
-    return [*found, "-device", f"ide-cd,drive={name},bootindex={boot}"]
+    # One drive for each of q35's six ports.
+    return [*found, "-device", f"ide-cd,bus=ide.{number},drive={name},bootindex={boot}"]
 
 
 def _blockdev(
