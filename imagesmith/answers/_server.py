@@ -62,8 +62,10 @@ class Account(Answer):
         if self.file is None:
             for name in ("password", "mirror"):
                 if _CONTROL.search(getattr(copy, name) or ""):
-                    raise BuildError(f"the secret in '{name}' of '{type(self).name}' is no single line of text",
-                                     hint="does the file or variable that it comes from end in a line break?")  # fmt: skip
+                    raise BuildError(
+                        f"the secret in '{name}' of '{type(self).name}' is no single line of text",
+                        hint="does the file or variable that it comes from end in a line break?",
+                    )
         return copy
 
     def expect(self, medium: Medium, *families: str) -> None:
