@@ -50,6 +50,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "sfdisk": ("fdisk", "util-linux", "util-linux"),
     "ssh": ("openssh-client", "openssh-clients", "openssh"),
     "ssh-keygen": ("openssh-client", "openssh", "openssh"),
+    "swtpm": ("swtpm", "swtpm", "swtpm"),
     "tar": ("tar", "tar", "tar"),
     "xz": ("xz-utils", "xz", "xz"),
     "zstd": ("zstd", "zstd", "zstd"),

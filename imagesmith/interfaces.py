@@ -143,8 +143,9 @@ class Disk:
     """Bytes."""
     firmware: tuple[str, ...] = ("bios", "uefi")
     """What it is known to boot with."""
-    variables: Path | None = None
-    """The UEFI variable store that its system has written to, where one was kept (a flash image as QEMU has it)."""
+    variables: Mapping[str, Path] = field(default_factory=dict)
+    """Firmware (uefi, uefi-secure) -> the UEFI variable store that its system has written to, where one was kept: the
+    raw contents of the flash memory."""
 
 
 class Files(Protocol):

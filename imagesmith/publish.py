@@ -91,7 +91,7 @@ def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, h
                 host.run(["cp", "--reflink=auto", "--sparse=auto", "--no-preserve=all", source, staging],
                          purpose="put the artifacts into the output folder")  # fmt: skip
                 sums.append(f"{file['sha256']}  {file['name']}\n")
-        (staging / "SHA256SUMS").write_text("".join(sorted(sums, key=lambda line: line.split("  ")[1])))
+        (staging / "SHA256SUMS").write_text("".join(sorted(set(sums), key=lambda line: line.split("  ")[1])))
         _logs(plan, outcome, staging / "logs")
         manifest["host"] = {"imagesmith": __version__, "system": platform.platform(), "tools": _versions(host)}
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

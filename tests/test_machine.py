@@ -117,7 +117,7 @@ def test_missing_firmware_names_the_packages_that_hold_it(tmp_path: Path) -> Non
 
 
 def test_each_machine_gets_its_own_variable_store(tmp_path: Path) -> None:
-    made = firmware.prepare("uefi", "x86_64", tmp_path)
+    made = firmware.prepare("uefi", "x86_64", tmp_path, Host())
     assert made.variables is not None
     assert made.variables.parent == tmp_path
     assert made.variables.stat().st_mode & 0o777 == 0o600

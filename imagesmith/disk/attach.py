@@ -85,6 +85,11 @@ def layer_files(below: Sequence[Path]) -> list[Path]:
     return files
 
 
+def newest(below: Sequence[Path], name: str) -> Path | None:
+    """The file ``name`` in the newest of the layers' folders (given the oldest first) that holds one."""
+    return next((folder / name for folder in reversed(below) if (folder / name).is_file()), None)
+
+
 def make_overlay(below: Path, into: Path, host: Host) -> None:
     """Make the empty qcow2 ``into`` on top of ``below``, whose name it keeps relative to its own folder."""
     if into.exists():

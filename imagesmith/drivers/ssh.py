@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay
+from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay, newest
 from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
 from imagesmith.drivers.ssh_root import SshRoot
@@ -33,6 +33,7 @@ from imagesmith.machine.qemu import Machine
 from imagesmith.machine.ssh import Ssh
 from imagesmith.machine.ssh_login import Credentials, make_key
 from imagesmith.machine.ssh_wire import Held
+from imagesmith.machine.tpm import KEPT, Tpm, emulated
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class SshDriver:
     firmware: Literal["bios", "uefi", "uefi-secure"]
     login: Credentials | None = None
     """How the recipe says that the guest is entered; without it, as root with a key made for the session."""
+    tpm: bool = False
     name: str = "ssh"
 
     @contextmanager
@@ -68,6 +70,9 @@ class _Running:
 
     disk: Attached
     guest: SshGuest
+    variables: BinaryIO | None
+    """The UEFI variable store, open: it has no name any more."""
+    tpm: Tpm | None
 
 
 class SshSession:
@@ -95,7 +100,7 @@ class SshSession:
             root = SshRoot(self._driver.host, running.guest, epoch=self._epoch, log=log, deadline=deadline)
             yield root
             root.finish()
-            self._finish(running, log)
+            self._finish(running, into, log)
         except BaseException:
             # Whatever the guest is doing now, and the layer at work, are worth nothing: the next layer boots anew.
             self._drop()
@@ -107,12 +112,16 @@ class SshSession:
         self._running = self._held = None
         self._stack.close()
 
-    def _finish(self, running: _Running, log: Log) -> None:
+    def _finish(self, running: _Running, into: Path, log: Log) -> None:
         self._held = running.guest.ssh.hold()
         if not self._held.frozen:
             log("the guest has no fsfreeze: this layer's file systems are as after a loss of power, to be replayed")
         running.guest.machine.qmp.execute("stop")
         running.disk.flush()
+        if running.variables is not None:
+            firmwares.keep(running.variables, self._driver.firmware, into)
+        if running.tpm is not None:
+            running.tpm.keep(into)
 
     def _open(self, into: Path, log: Log) -> _Running:
         file = into / LAYER_FILE
@@ -139,10 +148,13 @@ class SshSession:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="imagesmith-")))
         credentials, public_key = self._enable_login(files[-1], file, folder, log)
         disk = self._stack.enter_context(attached([*files, file], host, writable=True, nbd=True))
+        kept = newest(self._below, firmwares.store_name(driver.firmware))
+        firmware = firmwares.prepare(driver.firmware, driver.arch, folder, host, kept=kept)
+        variables = self._stack.enter_context(firmware.variables.open("rb")) if firmware.variables else None
+        tpm = self._stack.enter_context(emulated(host, kept=newest(self._below, KEPT))) if driver.tpm else None
         spec = MachineSpec(
             arch=driver.arch, accelerator=driver.accelerator, cpu=driver.cpu, cpus=driver.cpus, memory=driver.memory,
-            reboots=True,
-            firmware=firmwares.prepare(driver.firmware, driver.arch, folder), drives=(Drive(disk.socket, "nbd"),),
+            reboots=True, firmware=firmware, drives=(Drive(disk.socket, "nbd"),), tpm=tpm.socket if tpm else None,
         )  # fmt: skip
         log(f"booting the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
         machine = self._stack.enter_context(Machine(host, spec, folder / "console", purpose="run steps over SSH"))
@@ -153,7 +165,7 @@ class SshSession:
         for path in folder.iterdir():
             if path.is_file():
                 path.unlink()
-        return _Running(disk, guest)
+        return _Running(disk, guest, variables, tpm)
 
     def _enable_login(self, below: Path, file: Path, folder: Path, log: Log) -> tuple[Credentials, str]:
         """Make the overlay ``file``; say what opens the guest on it, and what public key was put into it, if any."""

@@ -23,6 +23,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # What a console says when a boot has failed, and what that means. Each was seen from the program named.
 _PANIC = re.compile(r"Kernel panic - not syncing: ?(.*)")
 _FAULTS = (
+    (re.compile(r"BdsDxe: failed to load Boot[^\n]*: Access Denied\n(?s:.*)BdsDxe: No bootable option"),
+     "the firmware refused to boot what is not signed with a key it knows (UEFI Secure Boot)"),
     (re.compile(r"No bootable device"), "the firmware found no bootable device (SeaBIOS)"),
     (re.compile(r"BdsDxe: No bootable option|UEFI Interactive Shell|Shell>"),
      "the firmware found nothing to boot (UEFI)"),

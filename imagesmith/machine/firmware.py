@@ -2,6 +2,10 @@
 
 The format, the folders and their precedence are QEMU's docs/interop/firmware.json: the same file name in a folder
 that comes earlier hides the later one, an empty file hides all, and what is left is taken in the order of the names.
+
+What a guest writes into its variables (boot entries, keys of Secure Boot) belongs to its disk: a disk's layer holds the
+store beside it, raw, whatever format the firmware's template has. There is one for each firmware that the disk was
+booted with, because a store made without Secure Boot has no keys, and would turn it off.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from imagesmith.errors import MissingTool
+from imagesmith.errors import BuildError, MissingTool
+from imagesmith.host import Host
 from imagesmith.machine.arguments import Arch, Firmware
 
 # A machine type that the descriptors' patterns (pc-q35-*, virt-*) can be held against.
@@ -64,15 +69,45 @@ def find(arch: Arch, *, secure: bool, where: Sequence[Path] | None = None) -> Fo
     )
 
 
-def prepare(name: Literal["bios", "uefi", "uefi-secure"], arch: Arch, folder: Path) -> Firmware:
-    """Return firmware for one machine; its own copy of the variable store is put into ``folder``."""
+def store_name(firmware: str) -> str:
+    """What the variable store of a firmware is called in a layer's folder."""
+    return f"variables-{firmware}.fd"
+
+
+def prepare(
+    name: Literal["bios", "uefi", "uefi-secure"], arch: Arch, folder: Path, host: Host, *, kept: Path | None = None
+) -> Firmware:
+    """Return firmware for one machine; its own variable store is put into ``folder``, under ``store_name``.
+
+    It begins as a copy of ``kept``, the store that the disk's layers hold, or of the firmware's template. Raises
+    MissingTool, and BuildError where ``kept`` is of another build of the firmware.
+    """
     if name == "bios":
         return Firmware()
     found = find(arch, secure=name == "uefi-secure")
-    variables = folder / "variables.fd"
-    shutil.copyfile(found.template, variables)
-    variables.chmod(0o600)
-    return Firmware(name, found.code, found.code_format, variables, found.template_format)
+    variables = folder / store_name(name)
+    variables.touch(mode=0o600)
+    if found.template_format == "raw":
+        shutil.copyfile(found.template, variables)
+    else:
+        host.run(["qemu-img", "convert", "-f", found.template_format, "-O", "raw", found.template, variables],
+                 purpose="give the guest UEFI variables")  # fmt: skip
+    if kept is not None:
+        # Flash has a size of its own in each build of the firmware (OVMF: 2 MiB or 4 MiB, OvmfPkg/VarStore.fdf.inc).
+        sizes = kept.stat().st_size, variables.stat().st_size
+        if sizes[0] != sizes[1]:
+            raise BuildError(f"the UEFI variables of the disk ({sizes[0]} bytes) do not go with this host's firmware "
+                             f"{found.code} ({sizes[1]} bytes): they were made with another build of it",
+                             hint="build anew what booted the disk: --from names the first such node")  # fmt: skip
+        shutil.copyfile(kept, variables)
+    return Firmware(name, found.code, found.code_format, variables)
+
+
+def keep(store: BinaryIO, name: str, into: Path) -> None:
+    """Put what a machine's variable store, open for reading, holds now into a layer's folder."""
+    store.seek(0)
+    with (into / store_name(name)).open("wb") as out:
+        shutil.copyfileobj(store, out)
 
 
 def _suits(file: Path, arch: Arch, secure: bool) -> Found | None:

@@ -19,6 +19,7 @@ from imagesmith.machine.channel import Channel
 from imagesmith.machine.console import boot_fault
 from imagesmith.machine.inject import Unpack, inject
 from imagesmith.machine.qemu import Machine
+from imagesmith.machine.tpm import emulated
 
 _ROUND = 20
 """Seconds that one question to systemd may wait; between two of them the console is looked at."""
@@ -143,6 +144,7 @@ def booted(
     memory: int,
     host: Host,
     accelerator: Literal["kvm", "tcg"],
+    tpm: bool = False,
     log: Log,
     keep: Path,
     scratch: Path | None = None,
@@ -150,10 +152,11 @@ def booted(
 ) -> Iterator[BootedGuest]:
     """Boot a throw-away copy of ``disk``; it is gone when the block ends.
 
-    ``memory`` is in bytes. ``keep`` takes the console's log while the guest runs; it stays there, beside a screenshot,
-    when the block ends with a BuildError (and a GuestFailed names both as its ``artifacts``). ``scratch`` is where the
-    copy is made, by default the system's folder for temporary files. ``unpack`` puts a tar into images that debugfs
-    cannot write (inject.py). Raises BuildError, MissingTool, GuestFailed, Interrupted.
+    ``memory`` is in bytes. Its UEFI variables begin as the disk's; its TPM, if any, is a new one, as on every machine
+    that the image will be started on. ``keep`` takes the console's log while the guest runs; it stays there, beside a
+    screenshot, when the block ends with a BuildError (and a GuestFailed names both as its ``artifacts``). ``scratch``
+    is where the copy is made, by default the system's folder for temporary files. ``unpack`` puts a tar into images
+    that debugfs cannot write (inject.py). Raises BuildError, MissingTool, GuestFailed, Interrupted.
     """
     keep.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -164,7 +167,8 @@ def booted(
             inject(overlay, host, otherwise=unpack)
             spec = MachineSpec(
                 arch=arch, accelerator=accelerator, cpu=cpu, cpus=cpus, memory=memory, reboots=True,
-                firmware=firmwares.prepare(firmware, arch, folder), drives=(Drive(overlay),),
+                firmware=firmwares.prepare(firmware, arch, folder, host, kept=disk.variables.get(firmware)),
+                drives=(Drive(overlay),), tpm=stack.enter_context(emulated(host)).socket if tpm else None,
             )  # fmt: skip
             log(f"booting a copy: {firmware}, {accelerator}, {cpus} CPUs, {memory >> 20} MiB")
             console_log = keep / f"{firmware}-console.log"

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Log
+from imagesmith.interfaces import Disk, Log, Maker
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -88,6 +89,16 @@ def write_qcow2(disk: Disk, target: Path, host: Host, log: Log, *, compression: 
     options = {"compat": "1.1", **({"compression_type": compression} if squeeze else {})}
     convert(disk, target, "qcow2", host, log, options=options, compress=squeeze)
     host.run(["qemu-img", "check", "-q", "-f", "qcow2", target], purpose=f"check {target.name}")
+
+
+def copy_variables(disk: Disk, maker: Maker, work: Path) -> list[str]:
+    """Write the UEFI variable store of the image's (first) firmware, where the disk has one; return the file's name."""
+    store = next((disk.variables[name] for name in maker.firmware if name in disk.variables), None)
+    if store is None:
+        return []
+    name = f"{maker.name}.variables.fd"
+    shutil.copyfile(store, work / name)
+    return [name]
 
 
 def _tenths(log: Log, name: str) -> Callable[[str], None]:
