@@ -61,7 +61,7 @@ class Account(Answer):
         copy = super().revealed(secrets)
         if self.file is None:
             for name in ("password", "mirror"):
-                if _CONTROL.search(getattr(copy, name) or ""):
+                if _CONTROL.search(getattr(copy, name, None) or ""):
                     raise BuildError(
                         f"the secret in '{name}' of '{type(self).name}' is no single line of text",
                         hint="does the file or variable that it comes from end in a line break?",

@@ -1,0 +1,72 @@
+"""JSON answer files: where each value stands, and what a schema says to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from imagesmith.answers._schema import held
+from imagesmith.document import Document
+from imagesmith.kinds import Answer, Remark, Rendered, placeholder
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+_SCHEMAS = Path(__file__).parent / "schemas"
+
+Where = tuple[str | int, ...]
+
+
+def lines(text: str) -> dict[Where, int]:
+    """The line (from 1) on which each key, or item of a list, of a JSON text begins. The text must be JSON."""
+    found: dict[Where, int] = {(): 1}
+    path: list[str | int] = []
+    key, line, at = "", 1, 0
+    for token in _TOKEN.finditer(text):
+        line += text.count("\n", at, token.start())
+        at = token.start()
+        word, inside = token[0], path[-1] if path else None
+        if word in "]}":
+            path.pop()
+        elif word == ":":
+            path[-1] = key
+        elif word == ",":
+            path[-1] = inside + 1 if isinstance(inside, int) else ""
+        else:
+            if word[0] == '"' and inside == "":  # a key: "" stands for one that is not known yet
+                key = json.loads(word, strict=False)
+                found[(*path[:-1], key)] = line
+                continue
+            found.setdefault(tuple(path), line)
+            if word in "[{":
+                path.append(0 if word == "[" else "")
+    return found
+
+
+class JsonAnswer(Answer):
+    """An answer file in JSON: secrets are escaped where they stand, in the user's own file, too."""
+
+    def revealed(self, secrets: Mapping[str, str]) -> Self:
+        """See Answer: within a string, a secret is written as JSON writes it."""
+        inside = {name: json.dumps(value)[1:-1] for name, value in secrets.items()}
+        copy = super().revealed(secrets)
+        if self._theirs is not None:
+            text = self._theirs.text
+            for name, value in inside.items():
+                text = text.replace(placeholder(name), value)
+            copy._theirs = Rendered(text, self._theirs.path, self._theirs.lines)
+        return copy
+
+
+def lint(rendered: Rendered, schema: str) -> Sequence[Remark]:
+    """What is no JSON, or not as a schema of ours (a file of ``schemas/``) says."""
+    try:
+        value = json.loads(rendered.text)
+    except json.JSONDecodeError as error:
+        return [rendered.remark(f"is no JSON: {error.msg}", error.lineno)]
+    except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
+        return [rendered.remark(f"is no JSON that a program would read: {error}")]
+    where = {place: (line, 1) for place, line in lines(rendered.text).items()}
+    rules = json.loads((_SCHEMAS / schema).read_text(encoding="utf-8"))
+    return held(rendered, Document(rendered.path, value, where, where), rules)
