@@ -38,7 +38,10 @@ class Workbench(Protocol):
         ...
 
     def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
-        """Make the base's layer in the empty folder ``into``; return what is worth noting of it (downloads)."""
+        """Make the base's layer in the empty folder ``into``; return what is worth noting of it (downloads).
+
+        Where it fails, ``guest/`` in it may hold evidence: a console's log, pictures of a screen.
+        """
         ...
 
     def assemble(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:
@@ -144,7 +147,12 @@ class Engine:
 
     def _run_single(self, node: Node, work: _Work, outcome: Outcome) -> None:
         if node.verb == "base":
-            work.facts.update(self._bench.make_base(self._revealed(node), work.slot.folder, work.log))
+            try:
+                work.facts.update(self._bench.make_base(self._revealed(node), work.slot.folder, work.log))
+            except BuildError:
+                if (work.slot.folder / "guest").exists():  # an installation left its console and pictures
+                    self._keep(work.slot.folder / "guest")
+                raise
         else:
             assert node.below is not None
             self._bench.assemble(node, self._folders(outcome.layers[node.below.name]), work.slot.folder, work.log)
@@ -379,7 +387,14 @@ class Engine:
             if source.is_file():
                 shutil.copyfile(source, self._failed / f"{slug(name)}.log")
             else:
-                shutil.copytree(source, self._failed, dirs_exist_ok=True)
+                shutil.copytree(source, self._failed, dirs_exist_ok=True, copy_function=self._copy)
+
+    def _copy(self, source: str, target: str) -> None:
+        """Copy a file of evidence, without the secrets that a guest may have shown on its console."""
+        content = Path(source).read_bytes()
+        for part in self._hidden:
+            content = content.replace(part.encode(), b"***")
+        Path(target).write_bytes(content)
 
     def _emit(
         self, event: str, node: Node, *, seconds: float | None = None, data: Mapping[str, object] | None = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from imagesmith.installer.signs import Reader, Trouble
 
-_BEFORE, _AFTER = 8, 12
+_BEFORE, _AFTER, _LAST = 8, 12, 5
 """Lines around the one that shows a failure that are told with it."""
 _SETTLE = 2.0
 """Seconds that a failure's further lines have to come."""
@@ -19,8 +19,9 @@ _LONGEST = 500
 """Characters of a line that are looked at and kept."""
 _EARLY = 120.0
 """Seconds in which a kernel's panic may be the emulator's fault."""
-_FAREWELL = 60.0
-"""Seconds without a movement after which an installer that is done is switched off."""
+_FAREWELL = 300.0
+"""Seconds without a movement after which an installer that is done is switched off, at most: what it says may be that
+it is finishing, and packing an initial RAM disk under emulation moves nothing for minutes."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class Watch:
 
     def done(self, now: float) -> bool:
         """Whether the installer said so, and nothing has moved since: it waits to be switched off."""
-        return self._done_at is not None and now - max(self._done_at, self._moved_at) >= _FAREWELL
+        patience = min(_FAREWELL, self._limits.stall * 0.9)
+        return self._done_at is not None and now - max(self._done_at, self._moved_at) >= patience
 
     def failure(self, now: float) -> Failure | None:
         """Why there is no use in going on; None while there is."""
@@ -155,7 +157,7 @@ class Watch:
                 f"the installation hangs: nothing moved for {limits.stall:g} s, neither console and log nor disk and "
                 f"network{self.where}",
                 "perhaps it asks a question that the answer file does not answer: see the console's log and the "
-                "picture of its screen", late=True)  # fmt: skip
+                "picture of its screen", tuple(self._context)[-_LAST:], late=True)  # fmt: skip
         return None
 
     def ending(self, how: str, now: float) -> Failure | None:
