@@ -32,7 +32,6 @@ from imagesmith.machine.authorize import Unwritable, authorize, authorize_in
 from imagesmith.machine.qemu import Machine
 from imagesmith.machine.ssh import Ssh
 from imagesmith.machine.ssh_login import Credentials, make_key
-from imagesmith.machine.ssh_wire import Held
 from imagesmith.machine.tpm import KEPT, Tpm, emulated
 
 
@@ -83,7 +82,7 @@ class SshSession:
         self._below = list(below)
         self._stack = ExitStack()
         self._running: _Running | None = None
-        self._held: Held | None = None
+        self._held = False
 
     @contextmanager
     def layer(
@@ -109,13 +108,13 @@ class SshSession:
 
     def close(self) -> None:
         """End the guest: the layers are complete."""
-        self._running = self._held = None
+        self._running, self._held = None, False
         self._stack.close()
 
     def _finish(self, running: _Running, into: Path, log: Log) -> None:
-        self._held = running.guest.ssh.hold()
-        if not self._held.frozen:
+        if not running.guest.ssh.hold():
             log("the guest has no fsfreeze: this layer's file systems are as after a loss of power, to be replayed")
+        self._held = True
         running.guest.machine.qmp.execute("stop")
         running.disk.flush()
         if running.variables is not None:
@@ -125,17 +124,18 @@ class SshSession:
 
     def _open(self, into: Path, log: Log) -> _Running:
         file = into / LAYER_FILE
-        if self._running is None or self._held is None:
+        if self._running is None or not self._held:
             self._running = self._boot(file, log)
             return self._running
         self._running.disk.advance(file, below=self._below[-1] / LAYER_FILE)
         self._running.guest.machine.qmp.execute("cont")
-        self._held.release()
+        self._running.guest.ssh.release()
+        self._held = False
         return self._running
 
     def _drop(self) -> None:
         stack, self._stack = self._stack, ExitStack()
-        self._running = self._held = None
+        self._running, self._held = None, False
         error = BuildError("the layer at work is given up")
         stack.__exit__(type(error), error, None)
 

@@ -28,8 +28,6 @@ _TAIL = 40
 _FOREVER = 30 * 24 * 3600.0
 _ABSENT, _ODD, _KEPT = 44, 45, 46  # our scripts' own exit statuses
 
-# What sshd and PAM have put into the environment must not differ from guest to guest.
-_FORGET = "for name in $(env | sed -n 's/^\\([A-Za-z_][A-Za-z0-9_]*\\)=.*/\\1/p'); do unset \"$name\"; done"
 _READ = f'[ -e "$1" ] || exit {_ABSENT}; [ -f "$1" ] || exit {_ODD}; exec cat -- "$1"'
 _ENTRIES = """cd "$1" || exit 1
 for name in * .*; do
@@ -73,7 +71,7 @@ class SshRoot:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise BuildError(f"'{name}' is no name of an environment variable")
         script = "\n".join([
-            _FORGET, *(f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())),
+            *(f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())),
             "umask 022", "cd /", "set -- " + shlex.join(argv), 'exec "$@" 2>&1',
         ])  # fmt: skip
         got = bytearray()
@@ -189,7 +187,7 @@ class SshRoot:
         """Run one of our own scripts: its status, stdout and stderr."""
         for _ in range(2):
             parts: list[bytes] = []
-            asked = self._ask(f"{_FORGET}\nexport PATH={_ENVIRONMENT['PATH']} LC_ALL=C\n"
+            asked = self._ask(f"export PATH={_ENVIRONMENT['PATH']} LC_ALL=C\n"
                               f"set -- {shlex.join(arguments)}\n{script}", take=parts.append)  # fmt: skip
             if asked is not None:
                 return asked[0], b"".join(parts), asked[1]

@@ -6,14 +6,13 @@ library (asyncssh: EPL or GPL; paramiko: LGPL) to what imagesmith imports. One c
 an emulated guest.
 
 What is asked goes through stdin: the command line, on either side, is the same for every request. The guest's shell
-(as root, by sudo where somebody else logged in) reads one line, a script in Base64, and runs it; what follows on stdin
-is the script's own. When it has ended, its status comes as the last line of stderr, so that it is told apart from the
-end of the connection.
+(as root, by sudo where somebody else logged in) reads a script and runs it; what follows on stdin is the script's own.
+Its environment is empty: what sshd and PAM would put there differs from guest to guest. When it has ended, its status
+comes as the last line of stderr, so that it is told apart from the end of the connection.
 """
 
 from __future__ import annotations
 
-import base64
 import queue
 import re
 import shlex
@@ -31,12 +30,14 @@ from imagesmith.errors import GuestFailed, TimedOut
 from imagesmith.host import PIPE, Host, Process
 from imagesmith.machine.qemu import Machine
 from imagesmith.machine.ssh_login import Credentials, Entrance
-from imagesmith.machine.ssh_wire import HOLD, Held, Pulse, feed, pump
+from imagesmith.machine.ssh_wire import HOLD, Holder, Pulse, feed, pump
 
-# A password that sudo did not ask for this time comes before the script, and is let go.
+# A password that sudo did not ask for this time comes before the script, and is let go. The script's lines are counted,
+# and read by the shell itself: starting a program, even base64, takes its time in an emulated guest. (The newline is in
+# IFS; one in the command line would not get through a csh.)
 _READER = (
-    'while IFS= read -r s || exit 1; do case $s in "script "*) break ;; esac; done; '
-    's=$(printf %s "${s#script }" | base64 -d); (eval "$s"); '
+    'while IFS= read -r n || exit 1; do case $n in "script "*) break ;; esac; done; n=${n#script }; s=; '
+    'while [ "$n" -gt 0 ]; do IFS= read -r l; s=$s$l${IFS#??}; n=$((n - 1)); done; unset l n; (eval "$s"); '
     'printf "\\nimagesmith-status %s\\n" "$?" >&2'
 )
 _STATUS = re.compile(rb"\nimagesmith-status (\d+)\n\Z")
@@ -59,7 +60,8 @@ class Ssh:
         self._restarts = 0
         self._stack = ExitStack()
         self._master: Process | None = None
-        self._shell, self._asks_password = "/bin/sh", False
+        self._holder: Holder | None = None
+        self._sudo, self._asks_password = "", False
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +96,7 @@ class Ssh:
     def disconnect(self) -> None:
         """End the connection, and whatever is asked through it."""
         self._stack.close()
-        self._master = None
+        self._master = self._holder = None
         self._control.unlink(missing_ok=True)
         self._entrance.close()
 
@@ -157,10 +159,10 @@ class Ssh:
 
     def _become(self, within: float) -> None:
         """Find out how sudo lets us be root."""
-        self._shell, self._asks_password = "/bin/sh", False
+        self._sudo, self._asks_password = "", False
         status, said = self.ask("sudo -k -n true", within=within)
         if status == 0:
-            self._shell = "sudo -n -- /bin/sh"
+            self._sudo = "sudo -n --"
             return
         if status != 127 and self._credentials.password:
             # One word for one password: what sudo asks for a second time would be taken from the script.
@@ -169,7 +171,7 @@ class Ssh:
             if status == 0:
                 # All that we ask has sshd's process for a parent, so sudo asks but once in a while (sudoers(5),
                 # timestamp_type): hashing a password takes a second in an emulated guest.
-                self._shell, self._asks_password = "sudo -S -p '' -- /bin/sh", True
+                self._sudo, self._asks_password = "sudo -S -p '' --", True
                 return
         words = "; ".join(line.strip() for line in said.splitlines()[-3:] if line.strip())
         if status == 127:
@@ -250,16 +252,23 @@ class Ssh:
                 raise self._lost(bytes(errors))
         return int(found[1]), errors[: found.start()].decode("utf-8", "replace").strip()
 
-    def hold(self) -> Held:
+    def hold(self) -> bool:
         """Bring everything that was written in the guest to its disk, and hold its file systems still.
 
-        Raises TimedOut, GuestFailed, Interrupted.
+        False where they are only synchronised, for want of fsfreeze. Raises TimedOut, GuestFailed, Interrupted.
         """
-        stack = self._stack.enter_context(ExitStack())  # an unreleased one ends with the connection
-        return Held(self._machine, stack.enter_context(self._client()), stack, self._request(HOLD))
+        if self._holder is None or not self._holder.alive:
+            client = self._stack.enter_context(self._client())
+            self._holder = Holder(self._machine, client, self._request(HOLD))
+        return self._holder.hold()
+
+    def release(self) -> None:
+        """Let the guest write again. Raises TimedOut, GuestFailed, Interrupted."""
+        assert self._holder is not None
+        self._holder.release()
 
     def _client(self) -> AbstractContextManager[Process]:
-        command = f"exec {self._shell} -c {shlex.quote(_READER)}"
+        command = f"exec {self._sudo} env -i /bin/sh -c {shlex.quote(_READER)}"
         return self._host.start(["ssh", *self.arguments, "-T", f"{self.user}@guest", command],
                                 purpose=_PURPOSE, stdin=PIPE, stdout=PIPE, stderr=PIPE)  # fmt: skip
 
@@ -269,7 +278,9 @@ class Ssh:
     def _request(self, script: str) -> bytes:
         """How a request begins: the password, where sudo will read it, and the script."""
         password = f"{self.sudo_password}\n".encode() if self._asks_password else b""
-        return password + b"script " + base64.b64encode(script.encode("utf-8", "surrogateescape")) + b"\n"
+        lines = script.removesuffix("\n") + "\n"
+        head = f"script {lines.count(chr(10))}\n"
+        return password + head.encode() + lines.encode("utf-8", "surrogateescape")
 
     def check(self) -> None:
         """Raise GuestFailed where the guest has ended, panicked or restarted, or the connection has ended."""

@@ -15,7 +15,10 @@ from imagesmith.host import Process
 from imagesmith.machine.qemu import Machine
 
 _CHUNK = 65536
+_POLL = 0.1
 _HOLD_SECONDS = 300.0
+_AT_ONCE = threading.Event()
+_AT_ONCE.set()
 _ALIVE_SECONDS = 30.0
 """When nothing has come from the guest for so long, it is asked whether it is still there …"""
 _LOST_SECONDS = 180.0
@@ -25,40 +28,52 @@ _LAST_CHANCE = 10.0
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
 
 # Freezing writes everything that is pending and empties the journal (fsfreeze(8)): the disk is then as if unmounted.
-# The shell that froze it also thaws it, even when the connection is gone (read meets the end of stdin). / comes last.
-HOLD = f"""{_PATH}sync
-points=$(while read -r device point type rest; do
-    case $type in ext[234]|xfs|btrfs) echo "$point" ;; esac
-done </proc/mounts | sort -ru)
-held=
-if command -v fsfreeze >/dev/null; then
-    for point in $points; do fsfreeze -f "$point" && held="$point $held"; done
-fi
-echo "held $held"
-read -r word
-for point in $held; do fsfreeze -u "$point"; done
-echo thawed
+# The shell that froze it also thaws it, even when the connection is gone (read meets the end of stdin). / comes last,
+# because it was mounted first. It forks as little as can be: that takes its time in an emulated guest.
+HOLD = f"""{_PATH}while read -r word; do
+    sync
+    points=
+    while read -r device point type rest; do
+        case $type in ext[234]|xfs|btrfs) points="$point $points" ;; esac
+    done </proc/mounts
+    held=
+    if command -v fsfreeze >/dev/null; then
+        for point in $points; do fsfreeze -f "$point" && held="$point $held"; done
+    fi
+    echo "held $held"
+    read -r word
+    for point in $held; do fsfreeze -u "$point"; done
+    echo thawed
+done
 """
 
 
-class Held:
-    """A guest whose file systems are held still, until ``release``."""
+class Holder:
+    """Holds a guest's file systems still, and lets them go again; it waits in the guest between two times."""
 
-    def __init__(self, machine: Machine, client: Process, stack: ExitStack, request: bytes) -> None:
-        self._machine, self._client, self._stack = machine, client, stack
+    def __init__(self, machine: Machine, client: Process, request: bytes) -> None:
+        """``request`` begins the client's conversation; it makes a shell of the guest run ``HOLD``."""
+        self._machine, self._client = machine, client
         self._said = b""
         self._send(request)
-        line = self._wait(b"held ", "bring its file systems to rest")
-        self.frozen = len(line.split()) > 1
-        """Whether it has fsfreeze; without it the file systems are only synchronised, their journals in use."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its connection stands."""
+        return self._client.poll() is None
+
+    def hold(self) -> bool:
+        """Hold still what was written; False where the guest has no fsfreeze: its journals are then in use.
+
+        Raises TimedOut, GuestFailed, Interrupted.
+        """
+        self._send(b"hold\n")
+        return len(self._wait(b"held", "bring its file systems to rest").split()) > 1
 
     def release(self) -> None:
         """Let the guest write again. Raises TimedOut, GuestFailed, Interrupted."""
-        try:
-            self._send(b"\n")
-            self._wait(b"thawed", "let go of its file systems")
-        finally:
-            self._stack.close()
+        self._send(b"release\n")
+        self._wait(b"thawed", "let go of its file systems")
 
     def _send(self, data: bytes) -> None:
         assert self._client.stdin is not None
@@ -72,10 +87,11 @@ class Held:
 
         def until() -> str | None:
             while True:
-                for line in self._said.split(b"\n")[:-1]:
+                while b"\n" in self._said:
+                    line, _, self._said = self._said.partition(b"\n")
                     if line.startswith(word):
                         return line.decode("utf-8", "replace")
-                if not select.select([wire], [], [], 0)[0]:
+                if not select.select([wire], [], [], _POLL)[0]:
                     return None
                 news = os.read(wire, _CHUNK)
                 if not news:
@@ -84,7 +100,7 @@ class Held:
                                       tail=self._machine.console.tail())  # fmt: skip
                 self._said += news
 
-        return self._machine.watch(until, within=_HOLD_SECONDS, doing=doing)
+        return self._machine.watch(until, within=_HOLD_SECONDS, doing=doing, wake=_AT_ONCE)
 
 
 class Pulse:
