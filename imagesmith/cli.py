@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, Interrupted, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 the build, a check or a tool failed; 2 the recipe or the command line is wrong; "
            "130 interrupted.",
 )  # fmt: skip
-cache_app = typer.Typer(no_args_is_help=True, help="Look after the store of layers.")
 app.add_typer(cache_app, name="cache")
 
 Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RECIPE...", show_default=False)]
@@ -41,7 +41,8 @@ def main() -> NoReturn:
     """Run the command."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(standalone_mode=False)
+        words = ["--refresh=moved" if word == "--refresh" else word for word in sys.argv[1:]]  # its value is optional
+        status = app(words, standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except ImagesmithError as error:
         _say(error)
@@ -200,6 +201,34 @@ def _table(rows: Sequence[tuple[Path, int, str, str, float]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _stale(plan: Plan, refresh: str) -> list[str]:
+    """The nodes that --refresh runs again; each is told with its reason."""
+    if not refresh:
+        return []
+    import time
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from imagesmith import stale
+    from imagesmith.host import Host
+    from imagesmith.kinds import Duration
+    from imagesmith.workbench import moved
+
+    try:
+        older_than = None if refresh == "moved" else TypeAdapter(Duration).validate_python(refresh)
+    except ValidationError:
+        raise _usage(f"--refresh={refresh}: write an age such as 12h or 7d") from None
+    store = _store()
+
+    def note(line: str) -> None:
+        print(f"{plan.recipe.name}: {line}", file=sys.stderr)
+
+    found = stale.stale(plan, store, moved(store, Host(), note), older_than=older_than, now=time.time())
+    for name, why in found.items():
+        note(f"{name} runs again: {why}")
+    return list(found)
+
+
 # -- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -235,13 +264,26 @@ def plan(
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="Only these outputs.")] = [],  # noqa: B006
 ) -> None:  # fmt: skip
-    """Show the nodes: for each whether it is there or will run, why, and how its step reaches the guest."""
+    """Show the nodes: for each whether it is there (and how old) or will run, why, how long that took last time, and
+    how its step reaches the guest.
+    """
+    import time
+
+    from imagesmith.view import duration
     from imagesmith.why import reasons
 
-    planned = _plan(recipe, _overrides(var, var_file), only=only)
-    for node, there, why in reasons(planned, _store()):
+    planned, now, total = _plan(recipe, _overrides(var, var_file), only=only), time.time(), 0.0
+    for found in reasons(planned, _store()):
+        node = found.node
         via = f"  [{node.driver}: {node.why_driver}]" if node.driver else ""
-        print(f"{'there' if there else 'run  '}  {node.name}{via}" + (f"  ({why})" if why else ""))
+        if found.layer is not None:
+            print(f"there  {node.name}{via}  (made {duration(now - found.layer.made)} ago)")
+            continue
+        about = f"; took {duration(found.seconds)} last time" if found.seconds else ""
+        print(f"run    {node.name}{via}  ({found.why}{about})")
+        total += found.seconds
+    if total:
+        print(f"about {duration(total)}, outputs and checks one after the other")
 
 
 @app.command()
@@ -251,6 +293,8 @@ def build(
     only: Annotated[list[str], typer.Option(help="Make only this output; may be given several times.")] = [],  # noqa: B006
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every node again.")] = False,
+    refresh: Annotated[str, typer.Option(metavar="[=AGE]", help="Run again what repositories have moved on from; with "
+                                         "an age such as 7d also what is older and depends on servers.")] = "",
     from_step: Annotated[str, typer.Option("--from", help="Run again from this step: its number or name.")] = "",
     jobs: Jobs = 0,
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not boot and check the image.")] = False,
@@ -273,7 +317,7 @@ def build(
         raise RecipeError(complaints)
     for planned in plans:
         _build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
-               fresh=_fresh(planned, no_cache, from_step))  # fmt: skip
+               fresh=[*_fresh(planned, no_cache, from_step), *_stale(planned, refresh)])  # fmt: skip
 
 
 @app.command("test")
@@ -355,61 +399,6 @@ def kinds(
         raise _usage(f"there is no kind '{name}'{nearest(name, every)}")
     for family, kind in found:
         print(f"({family[:-1]})\n{reference.manual(kind)}")
-
-
-@cache_app.command("list")
-def cache_list() -> None:
-    """List the layers: id, what it is, size, age and name."""
-    import time
-
-    from imagesmith.view import duration
-
-    for layer in _store().layers():
-        age = duration(time.time() - layer.made)
-        print(f"{layer.id}  {layer.gives:<6}  {layer.size / 2**20:9.1f} MiB  {age:>14}  {layer.name}")
-
-
-@cache_app.command("size")
-def cache_size() -> None:
-    """Print how much the store takes."""
-    store = _store()
-    print(f"{store.size() / 2**20:.1f} MiB in {len(store.layers())} layers, in {store.root}")
-
-
-@cache_app.command("gc")
-def cache_gc(
-    limit: Annotated[str, typer.Option(help="Remove what was used longest ago until the store is this small.")] = "10G",
-) -> None:
-    """Collect: remove the layers that were used longest ago, never what a build or another layer needs."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from imagesmith.kinds import Size
-
-    try:
-        size: int = TypeAdapter(Size).validate_python(limit)
-    except ValidationError:
-        raise _usage(f"--limit {limit}: write a size such as 512M or 10G") from None
-    removed = _store().collect(size)
-    print(f"removed {len(removed)} layers, {sum(layer.size for layer in removed) / 2**20:.1f} MiB")
-
-
-@cache_app.command("clear")
-def cache_clear() -> None:
-    """Remove everything that no running build needs."""
-    _store().clear()
-
-
-@cache_app.command("verify")
-def cache_verify(
-    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged; it is made again when needed.")]
-    = False,
-) -> int:  # fmt: skip
-    """Look for damage: missing files, flipped bits, an index that lags behind."""
-    problems = _store().verify(repair=repair)
-    for problem in problems:
-        print(problem)
-    print(f"{len(problems)} problems" if problems else "sound")
-    return 1 if problems and not repair else 0
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from imagesmith.options import (
 
 __all__ = [
     "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Check", "DiskOutput", "Duration", "FilesOutput", "Kind",
-    "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered", "RenderedFile", "Size", "Step",
+    "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered", "RenderedFile", "Seen", "Size", "Step",
     "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
 ]  # fmt: skip
 
@@ -56,6 +56,10 @@ FAMILIES = ("bases", "answers", "steps", "checks", "outputs")
 _registry: dict[str, dict[str, type[Kind]]] = {family: {} for family in FAMILIES}
 
 # -- kinds -------------------------------------------------------------------------------------------------------
+
+
+Seen = Mapping[str, str]
+"""What a base or step saw of the world: addresses, and the SHA-256 of what was there (repositories' Release files)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,11 @@ class Kind(Options):
             return dict(value)
         return {cls.shorthand: value} if cls.shorthand else value
 
+    @property
+    def worldly(self) -> bool:
+        """Whether its result depends on what servers hold on the day that it runs."""
+        return False
+
     def describe(self) -> str:
         """A few words that tell this one from others of its kind, for the plan and progress."""
         return ""
@@ -142,7 +151,7 @@ class Base(Kind):
         """The recipe whose result is the base, where that is so."""
         return None
 
-    def make(self, into: Path, shop: Workshop) -> None:
+    def make(self, into: Path, shop: Workshop) -> Seen | None:
         """Fill ``into``: a new directory (``gives`` tree), or the name of a qcow2 to make (``gives`` disk)."""
         raise NotImplementedError
 
@@ -220,7 +229,7 @@ class Step(Kind):
         """Why it needs a running guest; empty where it does not."""
         return ""
 
-    def apply(self, root: Root) -> None:
+    def apply(self, root: Root) -> Seen | None:
         """Do it."""
         raise NotImplementedError
 

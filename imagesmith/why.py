@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from imagesmith.plan import Node, Plan
 from imagesmith.store import Layer, Store
 
 
-def reasons(plan: Plan, store: Store) -> Iterator[tuple[Node, bool, str]]:
+@dataclass(frozen=True)
+class Verdict:
+    """What will be done about a node."""
+
+    node: Node
+    layer: Layer | None
+    """Its result, where it is there and will be used."""
+    why: str = ""
+    """Why it runs, where it does."""
+    seconds: float = 0.0
+    """How long that took the last time; 0 where it never ran."""
+
+
+def reasons(plan: Plan, store: Store) -> Iterator[Verdict]:
     """For each node: whether its result is there and will be used, and if not, why."""
     latest: dict[str, Layer] = {}
     for layer in sorted(store.layers(), key=lambda layer: layer.made):
         latest[str(layer.facts.get("place"))] = layer
     running: set[str] = set()
     for node in plan.nodes:
+        last = latest.get(node.place)
         if node.entry is not None and not node.entry.step.cache:
             why = "cache: false"
         elif node.below is not None and node.below.name in running:
             why = f"'{node.below.name}' runs"
-        elif store.find(node.key) is not None:
-            yield node, True, ""
+        elif (there := store.find(node.key)) is not None:
+            yield Verdict(node, there)
             continue
         else:
-            why = _difference(node, latest.get(node.place))
+            why = _difference(node, last)
         running.add(node.name)
-        yield node, False, why
+        yield Verdict(node, None, why, float(str(last.facts.get("seconds", 0))) if last is not None else 0.0)
 
 
 def _difference(node: Node, last: Layer | None) -> str:

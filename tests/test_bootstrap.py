@@ -172,7 +172,7 @@ def test_mirrors_are_those_of_the_host() -> None:
 
 def test_the_command_is_always_the_same() -> None:
     base = make("bases", "bootstrap", {"distribution": "debian", "suite": "bookworm", "packages": ["sudo"]})
-    argv = base.arguments("amd64", Path("/into"), ("deb x",), Path("/first.tar"))
+    argv = base.arguments("amd64", Path("/into"), ("deb x",), Path("/first.tar"), lists=Path("/lists"))
     assert argv[:5] == ["mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase", "--architectures=amd64"]
     assert argv[-3:] == ["bookworm", "/into", "deb x"]
     wanted = [word.removeprefix("--include=") for word in argv if word.startswith("--include=")]

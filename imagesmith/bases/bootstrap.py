@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shlex
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from imagesmith.apt import release
 from imagesmith.archive import Archive, archive_of, guest_file
 from imagesmith.bases._mirrors import Mirrors, host_mirrors, sources
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root, Workshop
-from imagesmith.kinds import Base, RecipeFile, secrets_in
+from imagesmith.kinds import Base, RecipeFile, Seen, secrets_in
 
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.:-]+$")]
 Url = Annotated[str, Field(pattern=r"^(https?|file|copy)://?[^\s\[\]]+$")]
@@ -100,8 +104,13 @@ class Bootstrap(Base, name="bootstrap", version=1):
             names |= {*_BOOTABLE, *_SEPARATE, self.kernel or _KERNELS[self.distribution].format(arch=arch)}
         return tuple(sorted(names))
 
-    def make(self, into: Path, shop: Workshop) -> None:
-        """Do it."""
+    @property
+    def worldly(self) -> bool:
+        """Packages come from mirrors."""
+        return True
+
+    def make(self, into: Path, shop: Workshop) -> Seen:
+        """Do it; return what the mirrors' Release files were."""
         arch = _ARCHES[shop.arch]
         keyring = self._keyring()
         lines = self._sources(shop, str(keyring))
@@ -111,15 +120,17 @@ class Bootstrap(Base, name="bootstrap", version=1):
             with first.open("wb") as out, Archive(out, epoch=shop.epoch) as archive:
                 self._before(archive)
             shop.inside(
-                self.arguments(arch, into, lines, first),
+                self.arguments(arch, into, lines, first, lists=Path(scratch)),
                 purpose=f"bootstrap {self.describe()}",
                 env={"SOURCE_DATE_EPOCH": str(shop.epoch), "TMPDIR": scratch},
             )
+            seen = _releases(lines, Path(scratch))
         # the host's find and touch: their files are the guest's, but no link is followed
         newer = ["-newermt", f"@{int(begun) - 1}", "-exec", "touch", "--no-dereference", f"--date=@{shop.epoch}"]
         shop.inside(["find", str(into), "-xdev", *newer, "{}", "+"], purpose="set the files' times")
         with shop.tree(into) as root:
             self._finish(root, lines, keyring)
+        return seen
 
     def _keyring(self) -> Path:
         path = self.keyring or Path(_HOST_KEYRING.format(distribution=self.distribution))
@@ -141,10 +152,15 @@ class Bootstrap(Base, name="bootstrap", version=1):
         components = self.components or _COMPONENTS[self.distribution]
         return sources(self.distribution, self.suite, mirrors, components, keyring)
 
-    def arguments(self, arch: str, into: Path, lines: tuple[str, ...], first: Path) -> list[str]:
-        """The mmdebstrap command. ``first`` is a tar of files that must be there before any package."""
+    def arguments(self, arch: str, into: Path, lines: tuple[str, ...], first: Path, *, lists: Path) -> list[str]:
+        """The mmdebstrap command.
+
+        ``first`` is a tar of files that must be there before any package; ``lists`` takes copies of Release files.
+        """
         setup = f'{_SETUP}tar -C "$1" -xf {shlex.quote(str(first))}'
-        hooks = [f"--setup-hook={setup}", '--customize-hook=rm "$1/etc/dpkg/dpkg.cfg.d/bootstrap"']
+        keep = f'cp "$1"/var/lib/apt/lists/*_InRelease {shlex.quote(str(lists))} 2>/dev/null || true'
+        hooks = [f"--setup-hook={setup}", f"--customize-hook={keep}",
+                 '--customize-hook=rm "$1/etc/dpkg/dpkg.cfg.d/bootstrap"']  # fmt: skip
         return [
             "mmdebstrap", "--mode=root", "--format=directory", f"--variant={self.variant}", f"--architectures={arch}",
             *(f"--include={name}" for name in self.wanted(arch)), *hooks, self.suite, str(into), *lines,
@@ -188,3 +204,14 @@ class Bootstrap(Base, name="bootstrap", version=1):
         archive.link(f"{_UNITS}/multi-user.target.wants/{_KEYS}", f"/{_UNITS}/{_KEYS}")
         if resolved:
             archive.link("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
+
+
+def _releases(lines: Sequence[str], copies: Path) -> Seen:
+    """What was seen of each line ``deb [options] URI SUITE COMPONENTS`` (sources.list(5))."""
+    found = {}
+    for line in lines:
+        words = re.sub(r"\[[^]]*\]", "", line).split()
+        there = release(words[1], words[2])
+        if (copies / there.file).is_file():
+            found[there.url] = hashlib.sha256((copies / there.file).read_bytes()).hexdigest()
+    return dict(sorted(found.items()))

@@ -60,6 +60,11 @@ class Iso(Sourced, name="iso", version=1):
         """The installer runs in it."""
         return True
 
+    @property
+    def worldly(self) -> bool:
+        """Installers take packages from mirrors."""
+        return True
+
     def identity(self) -> dict[str, object]:
         """The ISO's contents, the answers, and how it is booted."""
         answers = [type(self.answers).name, type(self.answers).version, self.answers.identity()]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from imagesmith.apt import release
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root
-from imagesmith.kinds import Step
+from imagesmith.kinds import Seen, Step
 from imagesmith.steps._files import first_found
 
 Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9@][A-Za-z0-9@+._:=~/*<>^-]*$")]
@@ -46,23 +48,29 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         words = [*self.install, *(f"-{name}" for name in self.remove), *(["upgrade"] if self.upgrade else [])]
         return ", ".join(words if len(words) <= 4 else [*words[:3], f"{len(words) - 3} more"])
 
-    def apply(self, root: Root) -> None:
-        """Do it."""
+    @property
+    def worldly(self) -> bool:
+        """Unless it only removes."""
+        return bool(self.install or self.upgrade)
+
+    def apply(self, root: Root) -> Seen | None:
+        """Do it; with apt, return what the repositories' Release files were."""
         for path, manage in (
             ("/usr/bin/apt-get", self._apt), ("/usr/bin/dnf", self._dnf), ("/usr/bin/dnf5", self._dnf),
             ("/usr/bin/microdnf", self._dnf), ("/usr/bin/yum", self._dnf), ("/usr/bin/zypper", self._zypper),
             ("/sbin/apk", self._apk), ("/usr/bin/apk", self._apk), ("/usr/bin/pacman", self._pacman),
         ):  # fmt: skip
             if first_found(root, path):
-                manage(root, path)
-                return
+                return manage(root, path)
         raise BuildError("the guest has none of apt-get, dnf, yum, zypper, apk and pacman",
                          hint="install by a shell or copy step")  # fmt: skip
 
-    def _apt(self, root: Root, program: str) -> None:
+    def _apt(self, root: Root, program: str) -> Seen:
         more = f"--{'' if self.recommends else 'no-'}install-recommends"
+        seen: Seen = {}
         if self.upgrade or self.install:
             root.run([*_APT, "-o", "APT::Update::Error-Mode=any", "update"])
+            seen = _releases(root)
         if self.upgrade:
             root.run([*_APT, "upgrade", "--with-new-pkgs", more])
         if self.install:
@@ -71,6 +79,7 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
             root.run([*_APT, "purge", "--", *self.remove])
         root.run([*_APT, "clean"])
         root.remove(["/var/lib/apt/lists/*"])
+        return seen
 
     def _dnf(self, root: Root, program: str) -> None:
         command = [program, "-y", *([] if self.recommends else ["--setopt=install_weak_deps=False"])]
@@ -100,6 +109,19 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         if self.remove:
             root.run([program, "-Rns", "--noconfirm", "--", *self.remove])
         root.remove(["/var/cache/pacman/pkg/*", "/var/lib/pacman/sync/*"])
+
+
+def _releases(root: Root) -> Seen:
+    asked = root.run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
+    found = {}
+    for line in sorted(set(asked.output.splitlines())):
+        uri, _, suite = line.partition(" ")
+        there = release(uri, suite)
+        try:
+            found[there.url] = hashlib.sha256(root.read(f"/var/lib/apt/lists/{there.file}")).hexdigest()
+        except OSError:  # not signed in place, or not http: it has another name
+            continue
+    return found
 
 
 def _each(

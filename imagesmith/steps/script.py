@@ -35,6 +35,11 @@ class Script(Step, name="script", version=1, shorthand="path"):
             raise ValueError("must hold no secrets, for every user can see them; pass them through env")
         return value
 
+    @property
+    def worldly(self) -> bool:
+        """It may download things."""
+        return True
+
     def describe(self) -> str:
         """Name it."""
         return self.path.name

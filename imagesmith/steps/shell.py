@@ -23,6 +23,11 @@ class Shell(Step, name="shell", version=1, shorthand="run"):
     run: str = Field(description="The commands.", min_length=1)
     env: dict[str, str] = Field({}, description="Environment variables; they may hold secrets.")
 
+    @property
+    def worldly(self) -> bool:
+        """It may download things."""
+        return True
+
     def describe(self) -> str:
         """Show the first line that does something."""
         lines = (line.strip() for line in self.run.splitlines())
