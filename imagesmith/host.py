@@ -26,6 +26,7 @@ from imagesmith.errors import BuildError, Interrupted, MissingTool, TimedOut, To
 
 PACKAGES: dict[str, tuple[str, str, str]] = {
     # tool: (Debian and Ubuntu, Fedora, Arch)
+    "ansible-playbook": ("ansible-core", "ansible-core", "ansible-core"),
     "blkid": ("util-linux", "util-linux", "util-linux"),
     "cp": ("coreutils", "coreutils", "coreutils"),
     "debugfs": ("e2fsprogs", "e2fsprogs", "e2fsprogs"),
@@ -52,6 +53,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "ssh-keygen": ("openssh-client", "openssh", "openssh"),
     "swtpm": ("swtpm", "swtpm", "swtpm"),
     "tar": ("tar", "tar", "tar"),
+    "xorriso": ("xorriso", "xorriso", "libisoburn"),
     "xz": ("xz-utils", "xz", "xz"),
     "zstd": ("zstd", "zstd", "zstd"),
 }

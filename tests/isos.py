@@ -7,11 +7,13 @@ A layout is a mapping of paths to contents (``debian()``, ``fedora()`` …); ``p
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from imagesmith.host import Host
+from imagesmith.probe import kernels
 
 Tree = dict[str, bytes]
 KERNEL, INITRD = b"a kernel\n", b"an initrd\n"
@@ -148,6 +150,14 @@ def udf(path: Path, tree: Tree, label: str) -> Path:
     return path
 
 
+def isolinux_files(folder: str = "isolinux") -> Tree:
+    """isolinux's programs."""
+    names = ("ldlinux.c32", "libcom32.c32", "libutil.c32", "menu.c32", "vesamenu.c32")
+    return {f"{folder}/{name}": (SYSLINUX / name).read_bytes() for name in names} | {
+        f"{folder}/isolinux.bin": (ISOLINUX / "isolinux.bin").read_bytes()
+    }  # fmt: skip
+
+
 def isolinux_hybrid(path: Path, tree: Tree, label: str, *, folder: str = "isolinux", esp: Tree | None = None) -> Path:
     """isolinux for BIOS, GRUB's EFI program in an ESP's image inside the ISO, and a hybrid MBR and GPT: as Debian.
 
@@ -155,10 +165,7 @@ def isolinux_hybrid(path: Path, tree: Tree, label: str, *, folder: str = "isolin
     puts into the ESP (as Fedora).
     """
     root = lay_out(tree, path.with_suffix(".tree"))
-    for name in ("ldlinux.c32", "libcom32.c32", "libutil.c32", "menu.c32", "vesamenu.c32"):
-        (root / folder).mkdir(exist_ok=True, parents=True)
-        shutil.copy(SYSLINUX / name, root / folder / name)
-    shutil.copy(ISOLINUX / "isolinux.bin", root / folder / "isolinux.bin")
+    lay_out(isolinux_files(folder), root)
     (root / "boot/grub").mkdir(parents=True, exist_ok=True)
     _esp(root / "boot/grub/efi.img", root, esp)
     _xorriso(path, label, "-r", "-J", "-joliet-long", "-isohybrid-mbr", str(ISOLINUX / "isohdpfx.bin"),
@@ -215,3 +222,27 @@ def _esp(path: Path, root: Path, files: Tree | None) -> None:
 
 def _xorriso(path: Path, label: str, *options: str) -> None:
     _host.run(["xorriso", "-as", "mkisofs", "-quiet", "-V", label, "-o", path, *options], purpose="make an ISO")
+
+
+# -- something to boot -----------------------------------------------------------------------------------------------
+
+INIT = """\
+#!/busybox sh
+/busybox mkdir /proc; /busybox mount -t proc proc /proc
+/busybox echo "started with: $(/busybox cat /proc/cmdline)"
+/busybox poweroff -f
+"""
+STARTED = re.compile(r"^started with: (.*)$", re.M)
+
+
+def real(folder: Path) -> tuple[bytes, bytes]:
+    """A kernel of this host and an initrd that says on the console what it was started with, and ends."""
+    root = folder / "initrd"
+    (root / "dev").mkdir(parents=True)
+    shutil.copy(_host.require("busybox", "make an initrd"), root / "busybox")
+    (root / "init").write_text(INIT)
+    (root / "init").chmod(0o755)
+    packed = _host.run(["cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet"], purpose="make an initrd", cwd=root,
+                       input=b"dev\nbusybox\ninit\n").stdout  # fmt: skip
+    shutil.rmtree(root)
+    return kernels()[0].read_bytes(), packed

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, cast
 
 from pycdlib import PyCdlib
+from pycdlib.pycdlibexception import PyCdlibInvalidInput
 
 from imagesmith.errors import BuildError, ImagesmithError, Refused
 
@@ -29,6 +30,8 @@ _STRUCTURE_LIMIT = 96 << 20
 _LINKS_FOLLOWED = 8
 _VERSION = re.compile(r";\d+$")
 
+NotThere = PyCdlibInvalidInput
+"""What pycdlib raises where there is no such path."""
 Names = Literal["rr_path", "udf_path", "joliet_path", "iso_path"]
 
 
@@ -54,6 +57,8 @@ class Iso:
     """The volume's name (ECMA-119, 8.4.8)."""
     names: Names
     """Where file names come from."""
+    cd: Any
+    """pycdlib's object, for iso_edit.py."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,22 +70,22 @@ class Iso:
             self._file = _Metered(self.path.open("rb"))
         except OSError as error:
             raise BuildError(f"cannot open {self.path}: {error.strerror}") from error
-        self._cd = PyCdlib()
+        self.cd = PyCdlib()
         try:
-            with _parsing(self.path):
-                self._cd.open_fp(cast(BinaryIO, self._file))
-                self.label = self._cd.pvd.volume_identifier.decode("utf-8", "replace").rstrip(" \0")
-                self.names = _best_names(self._cd)
+            with parsing(self.path):
+                self.cd.open_fp(cast(BinaryIO, self._file))
+                self.label = self.cd.pvd.volume_identifier.decode("utf-8", "replace").rstrip(" \0")
+                self.names = _best_names(self.cd)
         except BaseException:
             self._file.close()
             raise
         self._file.left = None
-        self._cut = self._cd.pvd.space_size * self._cd.pvd.logical_block_size() > self._file.size
+        self._cut = self.cd.pvd.space_size * self.cd.pvd.logical_block_size() > self._file.size
         return self
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self._cd.close()
+            self.cd.close()
         finally:
             self._file.close()
 
@@ -131,8 +136,8 @@ class Iso:
 
     def _copy(self, entry: _Entry, path: str, into: BinaryIO, limit: int) -> None:
         bounded = _Bounded(into, limit, f"{path} in {self.path.name}")
-        with _parsing(self.path):
-            self._cd.get_file_from_iso_fp(cast(BinaryIO, bounded), **{self.names: entry.inside})
+        with parsing(self.path):
+            self.cd.get_file_from_iso_fp(cast(BinaryIO, bounded), **{self.names: entry.inside})
         if bounded.written < entry.size or (self._cut and entry.end >= self._file.size):
             raise Refused(f"{self.path.name} is cut short: it ends within {path}", hint="download it again")
 
@@ -178,13 +183,13 @@ class Iso:
     def _entries(self, path: str, entry: _Entry) -> dict[str, _Entry]:
         known = self._folders.get(path)
         if known is None:
-            with _parsing(self.path):
+            with parsing(self.path):
                 known = dict(self._children(entry.inside))
             self._folders[path] = known
         return known
 
     def _children(self, inside: str) -> Iterator[tuple[str, _Entry]]:
-        for record in self._cd.list_children(**{self.names: inside}):
+        for record in self.cd.list_children(**{self.names: inside}):
             if record is None or (self.names != "udf_path" and (record.is_dot() or record.is_dotdot())):
                 continue
             try:
@@ -337,7 +342,8 @@ class _Metered:
 
 
 @contextmanager
-def _parsing(path: Path) -> Iterator[None]:
+def parsing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside pycdlib is a Refused."""
     try:
         yield
     except Refused as error:
