@@ -61,11 +61,10 @@ class Follower:
 
     def __init__(
         self, machine: Machine, watch: Watch, evidence: Evidence, host: Host, log: Log, *,
-        server: Server | None = None, wants: str = "",
+        server: Server | None = None,
     ) -> None:  # fmt: skip
-        """``wants``: see Watch."""
         self._machine, self._watch, self._evidence, self._host, self._log = machine, watch, evidence, host, log
-        self._server, self._wants = server, wants
+        self._server = server
         self._pictures: list[Path] = []
         self._left = _FRESH_STARTS
         self._begin()
@@ -133,7 +132,7 @@ class Follower:
 
     def _look_at_server(self, server: Server, now: float) -> None:
         self._count("server", server.asked, now)
-        at = server.fetched.get(self._wants) if self._wants else None
+        at = server.fetched.get(self._watch.wants)
         if at is not None:
             self._watch.read(max(at - self._start, 0.0))
 

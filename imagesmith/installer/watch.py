@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from imagesmith.installer.signs import Reader, Trouble
 
+DID = {"shutdown": "switched the machine off", "reset": "restarted the machine"}
+"""How a guest ends by itself (Machine.ended), in words."""
 _BEFORE, _AFTER, _LAST = 8, 12, 5
 """Lines around the one that shows a failure that are told with it."""
 _SETTLE = 2.0
@@ -53,7 +55,7 @@ class Watch:
 
     def __init__(self, reader: Reader, limits: Limits, *, wants: str = "") -> None:
         """``wants``: the file that the installer must ask for over HTTP."""
-        self._reader, self._limits, self._wants = reader, limits, wants
+        self._reader, self._limits, self.wants = reader, limits, wants
         self._news: list[str] = []
         self._phases: list[tuple[str, float]] = []
         self._seen: set[str] = set()
@@ -164,10 +166,10 @@ class Watch:
         """Why the machine's end is no good one; ``how`` as in Machine.ended."""
         if self._trouble is not None:
             return self._trouble_told(now)
-        if how not in ("shutdown", "reset"):
+        if how not in DID:
             return Failure(f"the installation ended after {now:.0f} s, because {how}{self.where}",
                            "is the host out of memory?" if "SIGKILL" in how else "")  # fmt: skip
-        did = f"the installer {'switched the machine off' if how == 'shutdown' else 'restarted the machine'}"
+        did = f"the installer {DID[how]}"
         if self._unread():
             return Failure(f"{did} after {now:.0f} s without having read its answer file", self._unread_hint())
         if self._reader.tells_end and self._done_at is None:
@@ -187,11 +189,11 @@ class Watch:
         """What the installer has not done with its answer file; nothing where it has, or where that cannot be seen."""
         if self._read_at is not None:
             return ""
-        if self._wants:
-            return f"the installer did not ask for {self._wants}"
+        if self.wants:
+            return f"the installer did not ask for {self.wants}"
         return "the installer did not read its answer file" if self._reader.tells_reading else ""
 
     def _unread_hint(self) -> str:
         return ("has the guest got a network, and does this installer know the kernel argument that names the file?"
-                if self._wants else "is it the right kind of answer file, delivered as this installer likes it? "
+                if self.wants else "is it the right kind of answer file, delivered as this installer likes it? "
                 "'deliver' chooses another way")  # fmt: skip
