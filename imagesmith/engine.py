@@ -78,10 +78,11 @@ class Engine:
     def __init__(
         self, store: Store, host: Host, bench: Workbench, tell: Listener, *, jobs: int = 2,
         epoch: int = 0, ask: Callable[[Recipe, Collection[str]], Mapping[str, str]], failed: Path | None = None,
+        checkpoints: bool = True,
     ) -> None:  # fmt: skip
         self._store, self._host, self._bench, self._tell = store, host, bench, tell
         self._jobs = max(1, jobs)
-        self._ask = ask
+        self._ask, self._checkpoints = ask, checkpoints
         self._secrets: dict[Path, Mapping[str, str]] = {}
         self._hidden: list[str] = []
         self._epoch = epoch
@@ -187,7 +188,8 @@ class Engine:
                                 session = stack.enter_context(opening)
                             below = self._folders(outcome.layers[node.below.name])[-1] if node.below else folders[-1]
                             timeout = entry.step.timeout or DEFAULT_TIMEOUT
-                            with session.layer(work.slot.folder, below=below, log=work.log, timeout=timeout) as root:
+                            with session.layer(work.slot.folder, below=below, log=work.log, timeout=timeout,
+                                               resumable=self._resumable(node)) as root:  # fmt: skip
                                 if entry.step.expect_disconnect:
                                     cast(Running, root).expect_disconnect()
                                 seen = cast(Step, self._revealed(node).kind).apply(root)
@@ -200,6 +202,14 @@ class Engine:
                         said = error.message.splitlines()[0]
                         self._emit("note", node, text=f"{said}; trying again ({attempt} left)")
         return len(nodes)
+
+    def _resumable(self, node: Node) -> bool:
+        """Whether the running guest's state may be kept after this step: it holds no secret, or the recipe says so."""
+        wanted = node.recipe.checkpoints
+        if not self._checkpoints or wanted is False or node.driver not in ONLINE:
+            return False
+        known = [below.kind for below in node.chain if below.driver in ONLINE]
+        return wanted == "with-secrets" or not secrets_in([*known, node.recipe.login])
 
     # -- the leaves ----------------------------------------------------------------------------------------------
 

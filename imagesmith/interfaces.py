@@ -335,11 +335,12 @@ class Session(Protocol):
     """A run of consecutive steps on one chain of layers."""
 
     def layer(
-        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None, resumable: bool = False
     ) -> AbstractContextManager[Root]:
         """Open the next layer for one step. ``into`` is a new, empty folder beside the folders of the layers below.
 
         ``below`` is the folder of the layer just below, where the ``into`` of the call before has been renamed since.
+        ``resumable``: keep the running guest's state beside the layer, where there is one (drivers/ssh_resume.py).
 
         When the block ends well, ``into`` holds the finished layer: ``upper/`` (a tree: an overlayfs upper directory)
         or ``disk.qcow2`` (a disk: its backing file is ``../<name of below>/disk.qcow2``), flushed. When it

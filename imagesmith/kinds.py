@@ -48,7 +48,8 @@ from imagesmith.options import (
 
 __all__ = [
     "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Check", "DiskOutput", "Duration", "FilesOutput", "Kind",
-    "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered", "RenderedFile", "Seen", "Size", "Step",
+    "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered", "RenderedFile", "Seen",
+    "Size", "Step",
     "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
 ]  # fmt: skip
 

@@ -147,3 +147,5 @@ class Recipe:
     checks: tuple[Entry[Check], ...]
     outputs: tuple[Entry[Output], ...]
     login: Login | None = None
+    checkpoints: bool | Literal["with-secrets"] = True
+    """Whether running guests' states are kept between steps; those that hold secrets only where it says so."""

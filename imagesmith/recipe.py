@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import ValidationError
@@ -24,8 +24,10 @@ from imagesmith.render import Renderer, Secret
 
 ARCHITECTURES = ("x86_64", "aarch64")
 FIRMWARE = ("bios", "uefi", "uefi-secure")
-TOP_LEVEL = ("name", "version", "description", "arch", "variables", "machine", "login", "base", "steps", "checks",
-             "outputs")  # fmt: skip
+TOP_LEVEL = (
+    "name", "version", "description", "arch", "variables", "machine", "login", "checkpoints",
+    "base", "steps", "checks", "outputs",
+)  # fmt: skip
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -107,7 +109,8 @@ class _Loader:
             return None
         return Recipe(
             path=self._document.file, variables=variables, secrets=secrets, machine=machine, base=base[0],
-            base_place=base[1], steps=tuple(steps), checks=tuple(checks), outputs=tuple(outputs), login=login, **basics,
+            base_place=base[1], steps=tuple(steps), checks=tuple(checks), outputs=tuple(outputs), login=login,
+            checkpoints=self._checkpoints(top), **basics,
         )  # fmt: skip
 
     # -- plain values --------------------------------------------------------------------------------------------
@@ -216,6 +219,15 @@ class _Loader:
                 return {}
         self._document.complain((*where, "secret"), "must be one of {env: NAME}, {file: PATH}, {command: PROGRAM ARGS}")
         return {}
+
+    def _checkpoints(self, top: Mapping[str, object]) -> bool | Literal["with-secrets"]:
+        value = top.get("checkpoints", True)
+        if isinstance(value, bool):
+            return value
+        if value != "with-secrets":
+            self._document.complain(("checkpoints",), "must be true, false or with-secrets")
+            return True
+        return "with-secrets"
 
     # -- login -------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ def schema() -> dict[str, Any]:
             "variables": {"type": "object", "description": "Defaults; {secret: {env|file|command: …}} for secrets."},
             "machine": {**_schema_of(Machine), "description": inspect.getdoc(Machine)},
             "login": {**_schema_of(Login), "description": inspect.getdoc(Login)},
+            "checkpoints": {"enum": [True, False, "with-secrets"],
+                            "description": "Whether running guests' states are kept between online steps."},
             "base": {"oneOf": [_entry(kind, None) for kind in known("bases").values()]},
             "steps": _list_of("steps", StepOptions),
             "checks": _list_of("checks", CheckOptions),

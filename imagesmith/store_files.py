@@ -256,10 +256,13 @@ def layer_digests(gives: str, folder: Path, contents: Callable[[Path], str]) -> 
         return {"": shape_digest(folder), CONTENTS: contents(folder)}
     return {
         os.path.relpath(entry.path, folder): file_sha256(Path(entry.path))
-        for entry in _walk(str(folder)) if entry.is_file(follow_symlinks=False)
+        for entry in _walk(str(folder))
+        if entry.is_file(follow_symlinks=False) and Path(entry.path).relative_to(folder).parts[0] != CHECKPOINT
     }  # fmt: skip
 
 
+CHECKPOINT = "checkpoint"
+"""The folder of a layer that is no part of it: a running guest's state, which can go at any time."""
 CONTENTS = "its files' bytes"
 """The name of the digest of a tree's files."""
 

@@ -40,7 +40,7 @@ SPECS: dict[str, tuple[MachineSpec, Wires]] = {
     "aarch64": (MachineSpec(arch="aarch64", firmware=UEFI, cdroms=(Path("/cd.iso"),)), WIRES),
     "installer": (
         MachineSpec(cdroms=(Path("/a.iso"), Path("/b.iso")), floppy=Path("/f.img"), tpm=Path("/tpm"),
-                    fw_cfg=(("opt/com.coreos/config", Path("/c.ign")),), ports=("org.example.log",), incoming=True),
+                    fw_cfg=(("opt/com.coreos/config", Path("/c.ign")),), ports=("org.example.log",), incoming=True, generation=True),
         Wires(monitor=11, console=12, control=13, ports=(14,)),
     ),
     "kernel": (MachineSpec(kernel=Path("/k"), initrd=Path("/i"), append="console=ttyS0 quiet"), WIRES),

@@ -92,7 +92,7 @@ class GuestfsSession:
 
     @contextmanager
     def layer(
-        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None, resumable: bool = False
     ) -> Iterator[Root]:
         """Open the next layer for one step (interfaces.Session). Launching counts in no step's ``timeout``."""
         self._below[-1] = below or self._below[-1]

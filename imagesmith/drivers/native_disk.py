@@ -48,7 +48,7 @@ class NativeDiskSession:
 
     @contextmanager
     def layer(
-        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None, resumable: bool = False
     ) -> Iterator[Root]:
         """Open the next layer for one step (interfaces.Session)."""
         self.below[-1] = below or self.below[-1]

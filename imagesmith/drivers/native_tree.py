@@ -35,7 +35,7 @@ class TreeSession:
 
     @contextmanager
     def layer(
-        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None, resumable: bool = False
     ) -> Iterator[Root]:
         """See ``interfaces.Session.layer``."""
         self.below[-1] = below or self.below[-1]

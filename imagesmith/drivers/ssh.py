@@ -22,8 +22,9 @@ from typing import BinaryIO, Literal
 from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay, newest
 from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
+from imagesmith.drivers.ssh_resume import Keeper, take_up, there
 from imagesmith.drivers.ssh_root import SshRoot
-from imagesmith.errors import BuildError
+from imagesmith.errors import BuildError, GuestFailed, TimedOut, ToolFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Log, Root
 from imagesmith.machine import firmware as firmwares
@@ -72,6 +73,7 @@ class _Running:
     variables: BinaryIO | None
     """The UEFI variable store, open: it has no name any more."""
     tpm: Tpm | None
+    keeper: Keeper
 
 
 class SshSession:
@@ -86,7 +88,7 @@ class SshSession:
 
     @contextmanager
     def layer(
-        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None
+        self, into: Path, *, log: Log, timeout: float | None = None, below: Path | None = None, resumable: bool = False
     ) -> Iterator[Root]:
         """Open the next layer for one step (interfaces.Session). Booting counts in no step's ``timeout``.
 
@@ -99,7 +101,7 @@ class SshSession:
             root = SshRoot(self._driver.host, running.guest, epoch=self._epoch, log=log, deadline=deadline)
             yield root
             root.finish()
-            self._finish(running, into, log)
+            self._finish(running, into, log, resumable=resumable)
         except BaseException:
             # Whatever the guest is doing now, and the layer at work, are worth nothing: the next layer boots anew.
             self._drop()
@@ -111,7 +113,8 @@ class SshSession:
         self._running, self._held = None, False
         self._stack.close()
 
-    def _finish(self, running: _Running, into: Path, log: Log) -> None:
+    def _finish(self, running: _Running, into: Path, log: Log, *, resumable: bool) -> None:
+        resumable = resumable and running.keeper.prepare(log)
         if not running.guest.ssh.hold():
             log("the guest has no fsfreeze: this layer's file systems are as after a loss of power, to be replayed")
         self._held = True
@@ -121,11 +124,13 @@ class SshSession:
             firmwares.keep(running.variables, self._driver.firmware, into)
         if running.tpm is not None:
             running.tpm.keep(into)
+        if resumable:
+            running.keeper.keep(into, log)
 
     def _open(self, into: Path, log: Log) -> _Running:
         file = into / LAYER_FILE
         if self._running is None or not self._held:
-            self._running = self._boot(file, log)
+            self._running = self._begin(file, log)
             return self._running
         self._running.disk.advance(file, below=self._below[-1] / LAYER_FILE)
         self._running.guest.machine.qmp.execute("cont")
@@ -141,12 +146,23 @@ class SshSession:
 
     # -- booting -----------------------------------------------------------------------------------------------
 
-    def _boot(self, file: Path, log: Log) -> _Running:
+    def _begin(self, file: Path, log: Log) -> _Running:
+        """Go on from the state beside the layer below, or boot from its disk."""
+        if there(self._below[-1]):
+            try:
+                return self._start(file, log, going_on=True)
+            except (GuestFailed, TimedOut, ToolFailed, BuildError) as error:
+                log(f"the checkpoint cannot be used: {error.message.splitlines()[0]}; booting from the disk")
+                self._drop()
+                file.unlink(missing_ok=True)
+        return self._start(file, log, going_on=False)
+
+    def _start(self, file: Path, log: Log, *, going_on: bool) -> _Running:
         driver, host = self._driver, self._driver.host
         files = layer_files(self._below)
         # A folder of its own, in the system's: its name must be short, for the sockets.
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="imagesmith-")))
-        credentials, public_key = self._enable_login(files[-1], file, folder, log)
+        credentials, public_key = self._enable_login(files[-1], file, folder, log, running=going_on)
         disk = self._stack.enter_context(attached([*files, file], host, writable=True, nbd=True))
         kept = newest(self._below, firmwares.store_name(driver.firmware))
         firmware = firmwares.prepare(driver.firmware, driver.arch, folder, host, kept=kept)
@@ -155,26 +171,39 @@ class SshSession:
         spec = MachineSpec(
             arch=driver.arch, accelerator=driver.accelerator, cpu=driver.cpu, cpus=driver.cpus, memory=driver.memory,
             reboots=True, firmware=firmware, drives=(Drive(disk.socket, "nbd"),), tpm=tpm.socket if tpm else None,
+            generation=True, incoming=going_on,
         )  # fmt: skip
-        log(f"booting the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
+        doing = "waking" if going_on else "booting"
+        log(f"{doing} the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
         machine = self._stack.enter_context(Machine(host, spec, folder / "console", purpose="run steps over SSH"))
         ssh = self._stack.enter_context(Ssh(host, machine, credentials, folder))
         guest = SshGuest(machine, ssh, public_key=public_key)
-        guest.enter(log)
+        if going_on:
+            keeper = take_up(guest, spec, self._below[-1], public_key, host, log)
+        else:
+            guest.enter(log)
+            keeper = Keeper(guest, spec, host)
         # None of these is opened by its name again; after kill -9 there is an empty folder left, with a dead socket.
         for path in folder.iterdir():
             if path.is_file():
                 path.unlink()
-        return _Running(disk, guest, variables, tpm)
+        return _Running(disk, guest, variables, tpm, keeper)
 
-    def _enable_login(self, below: Path, file: Path, folder: Path, log: Log) -> tuple[Credentials, str]:
-        """Make the overlay ``file``; say what opens the guest on it, and what public key was put into it, if any."""
+    def _enable_login(
+        self, below: Path, file: Path, folder: Path, log: Log, *, running: bool
+    ) -> tuple[Credentials, str]:
+        """Make the overlay ``file``; say what opens the guest on it, and what public key is to be let in, if any.
+
+        It is put into the guest's disk, unless the guest is ``running`` already.
+        """
         driver, host = self._driver, self._driver.host
         make_overlay(below, file, host)
         if driver.login is not None:
             driver.login.check(folder, host)
             return driver.login, ""
         key, public_key = make_key(folder, host)
+        if running:
+            return Credentials(key=key), public_key
         try:
             authorize(file, public_key, host)
         except Unwritable as why:

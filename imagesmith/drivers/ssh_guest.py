@@ -37,6 +37,8 @@ class SshGuest:
         self.machine, self.ssh = machine, ssh
         self._public_key = public_key
         self._admitted = False
+        self.entered = 0
+        """How often the guest was entered."""
 
     def enter(self, log: Log) -> None:
         """Wait until the guest can be entered, take the session's key out of it, and wait until it has started.
@@ -51,6 +53,15 @@ class SshGuest:
         state = self._state(BOOT_SECONDS)
         if state != "running":
             log(f"the guest's start-up did not go well; systemd calls it '{state}'")
+
+    def reenter(self, log: Log, *, admitted: bool) -> None:
+        """Enter a guest that goes on from where it was; ``admitted``: the session's key was let in for that.
+
+        Raises TimedOut, GuestFailed, Interrupted.
+        """
+        self._admitted = admitted
+        self._connect(BOOT_SECONDS, log)
+        self.dismiss()
 
     def admit(self) -> None:
         """See to it that the guest can be entered once more, should the connection end."""
@@ -169,4 +180,5 @@ class SshGuest:
                     raise
                 log("the emulated timer was late, because this host is busy; starting the guest again")
                 self.machine.start_again()
+        self.entered += 1
         log(f"connected after {time.monotonic() - begun:.0f} s")

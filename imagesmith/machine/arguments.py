@@ -64,6 +64,8 @@ class MachineSpec:
     """A VGA adapter, shown nowhere, for screenshots."""
     reboots: bool = False
     """Whether the guest may restart itself; otherwise QEMU ends when it tries."""
+    generation: bool = False
+    """Tell the guest whenever it is another one than it was (vmgenid, x86_64), so that its random numbers are, too."""
     incoming: bool = False
     """Wait for the state of another machine of the same kind (checkpoint.py) instead of starting."""
     kernel: Path | None = None
@@ -131,6 +133,8 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
     if spec.tpm is not None:
         found += ["-chardev", f"socket,id=tpm,path={_plain(spec.tpm)}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
         found += ["-device", f"{'tpm-crb' if spec.arch == 'x86_64' else 'tpm-tis-device'},tpmdev=tpm0"]
+    if spec.generation and spec.arch == "x86_64":
+        found += ["-device", "vmgenid,guid=auto"]
     if spec.incoming:
         found += ["-incoming", "defer"]
     if spec.kernel is not None:
