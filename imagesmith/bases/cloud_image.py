@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from imagesmith.bases._source import Sourced
 from imagesmith.host import Host
-from imagesmith.interfaces import Installation, Workshop
-from imagesmith.kinds import UNKEYED, AnswerFile, Duration, Remark
+from imagesmith.interfaces import Installation, Medium, Workshop
+from imagesmith.kinds import UNKEYED, AnswerFile, Duration, Remark, known
+
+_DISK = Medium(Path())
+"""No ISO: the disk itself is booted."""
+
+
+def _seed(value: object) -> object:
+    """A bare name that is no kind of answer file is a file for cloud-init."""
+    return {"cloud-init": value} if isinstance(value, str) and value not in known("answers") else value
 
 
 class CloudImage(Sourced, name="cloud-image", version=1):
@@ -23,13 +31,18 @@ class CloudImage(Sourced, name="cloud-image", version=1):
     the server sends when the base is made.
 
     With a `seed` the image is booted once with it, sets itself up (cloud-init, Ignition), and is switched off: what
-    that left is the base. The seed is an answer file: `{cloud-init: user-data.yaml.j2}`, `{ignition: config.bu}`.
+    that left is the base. The seed is an answer file: `{cloud-init: user-data.yaml.j2}` (a bare name means the same),
+    `{cloud-init: {user: ops, …}}`, `{ignition: config.bu}`.
     """
 
     format: Literal["", "qcow2", "raw", "vdi", "vhdx", "vmdk", "vpc"] = Field(
         "", description="The image's format, where its header does not tell (a fixed VHD is `vpc`)."
     )
-    seed: AnswerFile | None = Field(None, description="What the image sets itself up with, at its first boot.")
+    seed: Annotated[
+        AnswerFile | None, BeforeValidator(_seed),
+        WithJsonSchema({"anyOf": [{"x-kinds": "answers"}, {"type": "string"}]}),
+        Field(description="What the image sets itself up with, at its first boot: an answer file."),
+    ] = None  # fmt: skip
     within: Annotated[Duration, UNKEYED] = Field(1800.0, description="How long that may take.")
 
     @property
@@ -50,6 +63,8 @@ class CloudImage(Sourced, name="cloud-image", version=1):
 
     def make(self, into: Path, shop: Workshop) -> None:
         """Fetch it where it is not here, verify it, make a qcow2 of it, and let it set itself up."""
+        if self.seed is not None:
+            self.seed.deliveries(_DISK)  # whatever is wrong with it is told before anything is fetched
         shop.import_disk(self.source(shop), into, format=self.format)
         if self.seed is not None:
             shop.install(
