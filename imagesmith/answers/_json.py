@@ -21,27 +21,31 @@ Where = tuple[str | int, ...]
 def lines(text: str) -> dict[Where, int]:
     """The line (from 1) on which each key, or item of a list, of a JSON text begins. The text must be JSON."""
     found: dict[Where, int] = {(): 1}
-    path: list[str | int] = []
+    path: list[str | int | None] = []  # of a mapping whose next word is a key, None
     key, line, at = "", 1, 0
     for token in _TOKEN.finditer(text):
         line += text.count("\n", at, token.start())
         at = token.start()
-        word, inside = token[0], path[-1] if path else None
+        word = token[0]
         if word in "]}":
             path.pop()
         elif word == ":":
             path[-1] = key
         elif word == ",":
-            path[-1] = inside + 1 if isinstance(inside, int) else ""
+            last = path[-1]
+            path[-1] = last + 1 if isinstance(last, int) else None
+        elif path and path[-1] is None:
+            key = json.loads(word)
+            found[_place([*path[:-1], key])] = line
         else:
-            if word[0] == '"' and inside == "":  # a key: "" stands for one that is not known yet
-                key = json.loads(word, strict=False)
-                found[(*path[:-1], key)] = line
-                continue
-            found.setdefault(tuple(path), line)
+            found.setdefault(_place(path), line)
             if word in "[{":
-                path.append(0 if word == "[" else "")
+                path.append(0 if word == "[" else None)
     return found
+
+
+def _place(path: Sequence[str | int | None]) -> Where:
+    return tuple(part for part in path if part is not None)
 
 
 class JsonAnswer(Answer):

@@ -43,7 +43,8 @@ _SETTINGS = words(
     """AcceptEula AdministratorPassword AsynchronousCommand AutoLogon AutoPartition CommandLine ComputerName
     ConfigureChatAutoInstall CopyProfile CreatePartition CreatePartitions Credentials DataImage Description
     DhcpEnabled Diagnostics DisableDynamicUpdate DisableEncryptedDiskProvisioning DisableWER DiskConfiguration
-    Display DisplayName DNSServerSearchOrder DomainAccounts DoNotCleanUpNonPresentDevices DriverPaths
+    Display DisplayName DNSServerSearchOrder DomainAccount DomainAccountList DomainAccounts
+    DoNotCleanUpNonPresentDevices DriverPaths
     DynamicUpdate EnableAdapterDomainNameRegistration EnableFirewall EnableLUA EnableNetwork fDenyTSConnections
     FirewallGroup FirewallGroups FirstLogonCommands FolderLocations FullName HideEULAPage HideLocalAccountScreen
     HideOEMRegistrationScreen HideOnlineAccountScreens HideWirelessSetupInOOBE Identification Identifier

@@ -56,6 +56,7 @@ class Agama(JsonAnswer, Server, name="agama", version=1):
 
     def deliveries(self, medium: Medium) -> Sequence[Delivery]:
         """By HTTP, or where it looks by itself (rust/agama-autoinstall/src/auto_loader.rs, PREDEFINED_LOCATIONS)."""
+        self.expect(medium, "agama")
         content, name = self.rendered.text.encode(), f"profile.{self._suffix}"
         return [
             Delivery("http", {name: content}, arguments=(f"inst.auto={{url}}{name}", *_ARGUMENTS), fetched=name),

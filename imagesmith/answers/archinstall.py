@@ -17,12 +17,13 @@ from imagesmith.kinds import Remark, Rendered
 
 _CONFIGURATION, _SCRIPT = "user_configuration.json", "install.sh"
 _NAMES = words(
-    """additional-repositories app_config archinstall-language archinstall_language audio_config auth_config bootloader
-    bootloader_config config_version custom_commands custom-commands debug disk_config disk_encryption disk_layouts
-    encryption_password gfx_driver harddrives hostname kernels keyboard-layout keyboard-language locale_config
-    mirror-region mirror_config network_config no_pkg_lookups ntp offline packages pacman_config parallel_downloads
-    plugin profile profile_config root_enc_password save_config script services silent skip_ntp skip_version_check swap
-    sys-encoding sys-language timezone uki users version"""
+    """!encryption-password additional-repositories app_config archinstall-language archinstall_language
+    audio_config auth_config bootloader bootloader_config config_version custom-commands custom_commands debug
+    disk_config disk_encryption disk_layouts encryption_password gfx_driver harddrive harddrives hostname
+    kernels keyboard-language keyboard-layout locale_config mirror-region mirror_config network_config
+    no_pkg_lookups ntp offline packages pacman_config parallel_downloads plugin profile profile_config
+    root_enc_password save_config script services silent skip_ntp skip_version_check swap sys-encoding
+    sys-language timezone uki users version"""
 )  # archinstall/lib/args.py, ArchConfig.from_config, and what older versions wrote
 
 

@@ -69,6 +69,7 @@ class Autoyast(XmlAnswer, Server, name="autoyast", version=1):
 
     def deliveries(self, medium: Medium) -> Sequence[Delivery]:
         """In the initial RAM disk: linuxrc reads ``file:`` there (AutoYaST Guide, invoking the installation)."""
+        self.expect(medium, "yast")
         files = {_FILE: self.checked()}
         text = ("textmode=1",)
         return [

@@ -15,6 +15,7 @@ from imagesmith.interfaces import Delivery, Medium, Signs
 from imagesmith.kinds import Remark
 
 _SCRIPT = re.compile(r"^#!.*$", re.M)
+_PREAMBLE = re.compile(r"^(?:export )?(PARTITIONS|DISTRIBUTIONS|ZFSBOOT_DISKS|nonInteractive)=", re.M)
 _LOADER = b'boot_multicons="YES"\nconsole="vidconsole,comconsole"\nautoboot_delay="1"\n'
 _VARIABLES = words(
     """PARTITIONS DISTRIBUTIONS BSDINSTALL_DISTDIR BSDINSTALL_DISTSITE BSDINSTALL_CHROOT BSDINSTALL_LOG
@@ -69,10 +70,14 @@ class Installerconfig(Server, name="installerconfig", version=1):
     def lint(self, host: Host) -> Sequence[Remark]:
         """Both parts as the shell reads them; the second where a shell is its interpreter."""
         rendered = self.rendered
-        script = _SCRIPT.search(rendered.text, pos=1)
+        script = _SCRIPT.search(rendered.text)
         end = script.start() if script else len(rendered.text)
         preamble, rest = rendered.text[:end], rendered.text[end:]
         found = syntax(rendered, preamble, host)
         if re.match(r"#!\s*(?:/usr)?/bin/sh\b", rest):
             found += syntax(rendered, rest, host, first=preamble.count("\n") + 1)
+        if not preamble.strip() and (late := _PREAMBLE.search(rest)):
+            line = rendered.text.count("\n", 0, late.start()) + 1
+            message = f"{late[1]} must stand before the first line with #!: what follows that runs in the new system"
+            found.append(rendered.remark(message, line))
         return found or list(slips(rendered, preamble, _VARIABLES))
