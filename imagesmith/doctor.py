@@ -43,6 +43,7 @@ def examine(host: Host, cache: Path) -> list[Finding]:
         ("firmware uefi", lambda: _uefi(secure=False)),
         ("firmware uefi-secure", lambda: _uefi(secure=True)),
         *((tool, lambda tool=tool, use=use: _tool(host, tool, use)) for tool, use in _TOOLS),
+        ("swtpm", lambda: _tpm(host)),
         ("user namespaces", lambda: _namespaces(host)),
         ("fuse", _fuse),
         ("guestfs", _guestfs),
@@ -120,6 +121,13 @@ def _uefi(*, secure: bool) -> Finding:
     except MissingTool as error:
         package = ("ovmf", "edk2-ovmf", "edk2-ovmf")[_distribution()]
         return Finding(name, False, error.message, f"{_INSTALL[_distribution()]} {package}")
+
+
+def _tpm(host: Host) -> Finding:
+    found = host.find("swtpm")
+    if found is None:
+        return Finding("swtpm", None, "is not installed; recipes with 'tpm: true' need it", _install("swtpm"))
+    return Finding("swtpm", True, found)
 
 
 def _namespaces(host: Host) -> Finding:

@@ -209,7 +209,7 @@ def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: t
     size = recipe.machine.disk or 0
     world: list[object] = [recipe.arch, facts.epoch] if base.gives == "tree" else [recipe.arch, size]
     if base.boots:
-        world.append(recipe.machine.firmware[0])
+        world += [recipe.machine.firmware[0], *_tpm(recipe)]
     kind = type(base)
     return [Node(
         name=(f"{recipe.name}: " if len(above) > 1 else "") + f"base {kind.name} {base.describe()}".rstrip(),
@@ -274,6 +274,11 @@ def _choose(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, st
     return "native", "the disk's origin is trusted and we are root", ""
 
 
+def _tpm(recipe: Recipe) -> list[str]:
+    """What a TPM adds to the key of what it may change: nothing where there is none, so that older keys hold."""
+    return ["tpm"] if recipe.machine.tpm else []
+
+
 # -- the leaves --------------------------------------------------------------------------------------------------
 
 
@@ -294,5 +299,6 @@ def _check(recipe: Recipe, below: Node, checks: Sequence[Entry[Check]], firmware
     machine = recipe.machine
     return Node(
         name=f"check {firmware}", verb="check", gives="record", recipe=recipe, below=below, firmware=firmware,
-        options={"checks": what}, key=digest(["check", what, firmware, machine.cpus, machine.memory, below.key]),
+        options={"checks": what},
+        key=digest(["check", what, firmware, machine.cpus, machine.memory, *_tpm(recipe), below.key]),
     )  # fmt: skip

@@ -100,7 +100,7 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
     found += ["-accel", "kvm" if spec.accelerator == "kvm" else "tcg,thread=multi"]
     found += ["-cpu", spec.cpu or ("host" if spec.accelerator == "kvm" else "max")]
     found += ["-smp", str(spec.cpus), "-m", f"{-(-spec.memory // _MIB)}M"]
-    found += _firmware(spec.firmware)
+    found += _firmware(spec.arch, spec.firmware)
     if not spec.reboots:
         found.append("-no-reboot")
     found += ["-chardev", f"socket,id=monitor,fd={wires.monitor}", "-mon", "chardev=monitor,mode=control"]
@@ -162,11 +162,11 @@ def _machine(spec: MachineSpec) -> str:
     return ",".join(options)
 
 
-def _firmware(firmware: Firmware) -> list[str]:
+def _firmware(arch: Arch, firmware: Firmware) -> list[str]:
     if firmware.code is None or firmware.variables is None:
         return []
     found = []
-    if firmware.name == "uefi-secure":
+    if firmware.name == "uefi-secure" and arch == "x86_64":
         # Only code in system management mode may write the variables (OVMF's README, "SMM support").
         found += ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
     found += _blockdev("code", firmware.code, firmware.code_format, read_only=True)

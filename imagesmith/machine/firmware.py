@@ -123,7 +123,8 @@ def _suits(file: Path, arch: Arch, secure: bool) -> Found | None:
             return None
         if not any(t["architecture"] == arch and _machine(arch, t["machines"]) for t in targets):
             return None
-        if secure != ("enrolled-keys" in features) or secure != ("requires-smm" in features):
+        # System management mode, which protects the variables from the guest's kernel, is x86's.
+        if secure != ("enrolled-keys" in features) or (secure and arch == "x86_64") != ("requires-smm" in features):
             return None
         code, template = mapping["executable"], mapping["nvram-template"]
         found = Found(file, Path(code["filename"]), code["format"], Path(template["filename"]), template["format"])
