@@ -222,6 +222,6 @@ class Shop:
         hardware = Hardware(
             arch=self._node.recipe.arch, accelerator=self._bench.accelerator.name,  # type: ignore[arg-type]
             cpu=machine.cpu, cpus=machine.cpus, memory=machine.memory, disk=self._node.disk_size or DEFAULT_DISK,
-            firmware=machine.firmware[0],
+            firmware=machine.firmware[0], tpm=machine.tpm,
         )  # fmt: skip
         install(installation, into, hardware, self.host, self.log, keep=into.parent / "guest")

@@ -37,6 +37,7 @@ class Hardware:
     memory: int
     disk: int
     firmware: Literal["bios", "uefi", "uefi-secure"]
+    tpm: bool = False
 
 
 @dataclass(frozen=True)

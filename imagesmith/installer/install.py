@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from imagesmith.errors import GuestFailed
@@ -19,6 +20,7 @@ from imagesmith.installer.watch import DID, Limits, Watch
 from imagesmith.interfaces import Installation, Log
 from imagesmith.machine import firmware as firmwares
 from imagesmith.machine.qemu import Machine
+from imagesmith.machine.tpm import emulated
 
 __all__ = ["Hardware", "install"]
 
@@ -73,6 +75,10 @@ def _started(
             # What the firmware remembers of the installation is a part of its result: it stays beside the disk.
             firmware = firmwares.prepare(hardware.firmware, hardware.arch, into.parent, host)
             spec = plan.spec(into, firmware, servers, Path(name), host)
+            if hardware.tpm:
+                tpm = stack.enter_context(emulated(host))
+                stack.callback(tpm.keep, into.parent)  # when the machine has ended
+                spec = replace(spec, tpm=tpm.socket)
             log(f"{spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
             machine = stack.enter_context(Machine(host, spec, evidence.console_log, purpose="run the installer"))
         yield machine
