@@ -142,7 +142,8 @@ def _fresh(plan: Plan, no_cache: bool, from_step: str) -> list[str]:
 
 
 def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
-           publish_it: bool = True, listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
+           checkpoints: bool = True, publish_it: bool = True,
+           listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
     from imagesmith import secrets
     from imagesmith.engine import Engine
     from imagesmith.events import Event
@@ -174,7 +175,7 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
                               note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
                 engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
                                 ask=lambda recipe, names: secrets.resolve(recipe, host, names),
-                                failed=target / "failed")  # fmt: skip
+                                failed=target / "failed", checkpoints=checkpoints)  # fmt: skip
                 outcome = engine.run(plan, use, fresh=fresh)
                 changed = bool(outcome.ran)
                 if publish_it:
@@ -297,6 +298,8 @@ def build(
                                          "an age such as 7d also what is older and depends on servers.")] = "",
     from_step: Annotated[str, typer.Option("--from", help="Run again from this step: its number or name.")] = "",
     jobs: Jobs = 0,
+    no_checkpoints: Annotated[bool, typer.Option("--no-checkpoints", help="Do not keep the states of running guests.")]
+    = False,
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not boot and check the image.")] = False,
     log_format: LogFormat = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
@@ -317,6 +320,7 @@ def build(
         raise RecipeError(complaints)
     for planned in plans:
         _build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
+               checkpoints=not no_checkpoints,
                fresh=[*_fresh(planned, no_cache, from_step), *_stale(planned, refresh)])  # fmt: skip
 
 

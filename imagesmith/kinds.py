@@ -47,10 +47,9 @@ from imagesmith.options import (
 )
 
 __all__ = [
-    "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Check", "DiskOutput", "Duration", "FilesOutput", "Kind",
-    "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered", "RenderedFile", "Seen",
-    "Size", "Step",
-    "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
+    "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Booting", "Check", "DiskOutput", "Duration",
+    "FilesOutput", "Kind", "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered",
+    "RenderedFile", "Seen", "Size", "Step", "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
 ]  # fmt: skip
 
 FAMILIES = ("bases", "answers", "steps", "checks", "outputs")
@@ -233,6 +232,19 @@ class Step(Kind):
     def apply(self, root: Root) -> Seen | None:
         """Do it."""
         raise NotImplementedError
+
+
+class Booting(Step):
+    """The guest boots, and does what it does at that: a layer of its own, so that no step is booted for again.
+
+    No recipe names it: it comes before the first of consecutive steps in a running guest.
+    """
+
+    name: ClassVar[str] = "boot"
+
+    def apply(self, root: Root) -> Seen | None:
+        """Nothing: the session has booted it."""
+        return None
 
 
 class Check(Kind):

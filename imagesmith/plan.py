@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagesmith.errors import Complaint, RecipeError, nearest
-from imagesmith.kinds import Check, DiskOutput, Kind, Output, Step, digest
-from imagesmith.recipe import Entry, Login, Recipe
+from imagesmith.kinds import Booting, Check, DiskOutput, Kind, Output, Step, digest
+from imagesmith.recipe import Entry, Login, Recipe, StepOptions
 
 DEFAULT_DISK = 4 << 30
 DEFAULT_EPOCH = 1704067200
@@ -175,6 +175,8 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
         if nodes[-1].gives == "tree" and driver != "native":
             nodes.append(_assemble(recipe, facts, nodes[-1], prefix))
             driver, why, _ = _driver(entry, nodes[-1], facts, recipe.login)
+        if driver == "ssh" and nodes[-1].driver != "ssh":
+            nodes.append(_boot(recipe, facts, nodes[-1], entry, prefix))
         below, kind = nodes[-1], entry.kind
         options = _identity(kind, entry.place)
         mode = "online" if driver in ONLINE else "offline"
@@ -239,6 +241,16 @@ def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> No
     )  # fmt: skip
 
 
+def _boot(recipe: Recipe, facts: Facts, below: Node, entry: Entry[Step], prefix: str) -> Node:
+    again = sum(node.verb == "step" and isinstance(node.kind, Booting) for node in below.chain)
+    return Node(
+        name=f"{prefix}boot the guest" + (f" ({again + 1})" if again else ""), verb="step", gives=below.gives,
+        recipe=recipe, below=below, kind=Booting(), entry=Entry(Booting(), StepOptions(via="ssh"), entry.place),
+        driver="ssh", why_driver="steps in the running guest follow", trusted=below.trusted,
+        key=digest(["boot", Booting.version, facts.epoch, *_tpm(recipe), below.key]),
+    )  # fmt: skip
+
+
 def _driver(entry: Entry[Step], below: Node, facts: Facts, login: Login | None) -> tuple[str, str, str]:
     """Choose how a step reaches the guest: the driver, why, and what is wrong."""
     driver, why, wrong = _choose(entry, below, facts)
@@ -267,10 +279,11 @@ def _choose(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, st
         if not facts.root:
             return "", "", "via: native on a disk needs root; leave `via` out, or run as root"
         return "native", "the recipe says so", ""
-    if not below.trusted:
-        return "guestfs", "the disk is of foreign origin", ""
-    if not facts.root:
-        return "guestfs", "mounting a disk needs root", ""
+    if not below.trusted or not facts.root:
+        if below.driver == "ssh":
+            return "ssh", "the guest is running, and that is quicker than an appliance", ""
+        why = "mounting a disk needs root" if below.trusted else "the disk is of foreign origin"
+        return "guestfs", why, ""
     return "native", "the disk's origin is trusted and we are root", ""
 
 

@@ -26,7 +26,7 @@ import platformdirs
 
 from imagesmith import store_files as files
 from imagesmith.errors import ImagesmithError, Interrupted, StoreError
-from imagesmith.store_care import choose, damage, drop_damaged, strays
+from imagesmith.store_care import checkpoints, choose, damage, drop_damaged, strays
 from imagesmith.store_files import Lock, lock
 from imagesmith.store_index import Index, Layer, folder_name
 
@@ -260,12 +260,18 @@ class Store:
     def collect(self, limit: int) -> list[Layer]:
         """Remove what was not used for longest until at most ``limit`` bytes are left; return the removed layers.
 
-        Artifacts go first (they are made anew from a disk in seconds), then layers and downloads. What a running
-        build uses stays, and so does every layer that another stands on.
+        Checkpoints go first (without one, a guest is booted), then artifacts (they are made anew from a disk in
+        seconds), then layers and downloads. What a running build uses stays, and so does every layer that another
+        stands on.
         """
         with self._sweeping():
             (self.root / "reserve").unlink(missing_ok=True)  # the index needs some space to note what goes
             self._remove_all(strays(self.root, self.index))
+            with self.index.change():
+                states = checkpoints(self.index, limit, files.allocated(self.blobs))
+                for _, layer, size in states:
+                    self.index.resize(layer, size)
+            self._remove_all([folder for folder, _, _ in states])
             with self.index.change():
                 victims, downloads = choose(self.root, self.index, limit)
                 for layer in victims:

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from imagesmith.store_files import CONTENTS, layer_digests, lock, lock_folder
+from imagesmith.store_files import CHECKPOINT, CONTENTS, allocated, layer_digests, lock, lock_folder
 from imagesmith.store_index import Index, Layer
 
 
@@ -38,6 +38,24 @@ def strays(root: Path, index: Index) -> list[Path]:
                     continue  # its maker lives
                 abandoned.release()
             found.append(path)
+    return found
+
+
+def checkpoints(index: Index, limit: int, other: int) -> list[tuple[Path, Layer, int]]:
+    """The checkpoints to remove so that at most ``limit`` bytes are left beside ``other`` ones: folders, the layers
+    that they are beside, and what these take without them. Those that were used longest ago come first.
+    """
+    held, layers = index.held(), index.layers()
+    total, found = other + sum(layer.size for layer in layers), []
+    for layer in sorted(layers, key=lambda layer: (layer.used, layer.id)):
+        folder = layer.folder / CHECKPOINT
+        if total <= limit:
+            break
+        if layer.id in held or not folder.is_dir():
+            continue
+        size = allocated(folder)
+        total -= size
+        found.append((folder, layer, max(layer.size - size, 0)))
     return found
 
 

@@ -161,6 +161,10 @@ class Index:
         """Note that a layer was used."""
         self._db.execute("UPDATE layers SET used = max(used, ?) WHERE id = ?", (now, int(layer.id)))
 
+    def resize(self, layer: Layer, size: int) -> None:
+        """Note that a layer takes other space than it did: its checkpoint went."""
+        self._db.execute("UPDATE layers SET size = ? WHERE id = ?", (size, int(layer.id)))
+
     def next_number(self, beyond: int) -> int:
         """A number that no layer ever had; larger than ``beyond``, the largest seen on the disk."""
         self._db.execute("UPDATE counter SET last = max(last, ?) + 1", (beyond,))

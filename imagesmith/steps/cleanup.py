@@ -13,9 +13,10 @@ _UNIT = "/etc/systemd/system/imagesmith-ssh-host-keys.service"
 _WANTED = "/etc/systemd/system/multi-user.target.wants/imagesmith-ssh-host-keys.service"
 _MAKES_KEYS = (
     _UNIT, "/usr/lib/systemd/system/sshd-keygen.target", "/usr/lib/systemd/system/sshdgenkeys.service",
-    "/usr/bin/cloud-init", "/usr/lib/systemd/system/sshd-keygen@.service",
+    "/usr/lib/systemd/system/sshd-keygen@.service",
 )  # fmt: skip
-"""What already sees to it that host keys are made at boot: ours, and those of Fedora, Arch, cloud-init and openSUSE."""
+"""What already sees to it that host keys are made at boot: ours, and those of Fedora, Arch and openSUSE. cloud-init does
+so only where it finds a seed."""
 
 
 class Cleanup(Step, name="cleanup", version=1):
@@ -33,6 +34,8 @@ class Cleanup(Step, name="cleanup", version=1):
 
     def apply(self, root: Root) -> None:
         """Do it."""
+        if root.online:  # journald would go on writing to what is removed (journalctl(1))
+            root.run(["sh", "-c", "! command -v journalctl >/dev/null || journalctl --relinquish-var"], check=False)
         root.run(["sh", "-eu"], input=guest_file("cleanup.sh"))
         sshd = first_found(root, "/usr/sbin/sshd")
         if sshd and root.exists("/etc/systemd/system") and not first_found(root, *_MAKES_KEYS):
