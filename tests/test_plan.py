@@ -145,7 +145,20 @@ def test_offline_and_online_are_different_results(tmp_path: Path) -> None:
 def test_a_step_that_needs_a_running_guest_gets_one(tmp_path: Path) -> None:
     found = plan(tmp_path, HEAD + "steps: [{shell: x}, {service: {started: [nginx]}}]\n")
     assert [(n.verb, n.driver) for n in found.spine] == [
-        ("base", ""), ("step", "native"), ("assemble", ""), ("step", "ssh"), ("step", "native")]  # fmt: skip
+        ("base", ""), ("step", "native"), ("assemble", ""), ("step", "ssh"), ("step", "ssh"), ("step", "native"),
+    ]  # fmt: skip
+    assert found.spine[3].name == "boot the guest"
+
+
+def test_the_boot_is_the_same_whatever_runs_in_the_guest(tmp_path: Path) -> None:
+    boots = [plan(tmp_path, DISK + f"steps: [{{shell: {word}, via: ssh}}]\n").spine[1].key for word in ("one", "two")]
+    assert boots[0] == boots[1]
+
+
+def test_a_running_guest_is_cleaned_up_where_an_appliance_would_be_needed(tmp_path: Path) -> None:
+    text = DISK + "steps: [{shell: x, via: ssh}]\n"
+    assert plan(tmp_path, text).sealed.driver == "ssh"
+    assert plan(tmp_path, DISK + "steps: [{shell: x}]\n").sealed.driver == "guestfs"
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -1,4 +1,4 @@
-"""A change in the last step of a running guest: the next build goes on from the guest's state, or boots where it must."""
+"""A changed last step in a running guest: the next build goes on from the guest's state, or boots where it must."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import Command, Golden
 
 RECIPE = """
