@@ -3,8 +3,8 @@
 It boots from an ISO laid out as Debian's, Fedora's or Ubuntu's, finds its answer file where the real one would look
 (initrd, volume, floppy, web server), says what it does as the real one would (console, syslog, virtio-serial port),
 makes a partition and a file system, unpacks a system, installs GRUB, and switches the machine off. The host name that
-its answer file asks for makes it misbehave: ``hang``, ``panic``, ``reboot``, ``nothing``, ``broken``, ``question``,
-``chatter``; any other name is installed.
+its answer file asks for makes it misbehave: ``hang``, ``panic``, ``reboot``, ``nothing``, ``full`` (the disk is),
+``question``, ``waits`` (at its end), ``chatter``; any other name is installed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Literal
 from imagesmith.disk.grub import core_image, find_platform, patch_boot_sector, patch_core
 from imagesmith.host import Host
 from imagesmith.probe import kernels
+from tests.isos import isolinux_files
 
 Style = Literal["debian", "fedora", "ubuntu"]
 LABELS: Mapping[Style, str] = {
     "debian": "Debian 12.5.0 amd64 n", "fedora": "Fedora-S-dvd-x86_64-40", "ubuntu": "Ubuntu-Server 24.04 LTS amd64",
 }  # fmt: skip
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "ahci", "sr_mod", "isofs", "floppy", "vfat",
-            "nls_ascii", "nls_cp437", "nls_iso8859_1", "nls_utf8", "ext4", "crc32c_generic")  # fmt: skip
+            "qemu_fw_cfg", "nls_ascii", "nls_cp437", "nls_iso8859_1", "nls_utf8", "ext4", "crc32c_generic")  # fmt: skip
 _INSTALLED_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
 _PURPOSE = "make a small installer"
 
@@ -74,16 +75,25 @@ volume() {
     done
     return 1
 }
+medium() {
+    for device in /dev/sr*; do
+        mount -t iso9660 -o ro $device /cdrom 2>/dev/null && [ -f /cdrom/pool/root.tar.gz ] && return
+        umount /cdrom 2>/dev/null
+    done
+}
+medium
 answers=
 fetch() { wget -q -O /run/answers "$1" && answers=/run/answers; }
 case $style in
 debian)
     [ -f /preseed.cfg ] && answers=/preseed.cfg
     [ -n "$(arg preseed/url)" ] && fetch "$(arg preseed/url)"
-    [ -n "$(arg url)" ] && fetch "$(arg url)"
-    if [ "$(arg preseed/file)" = /media/preseed.cfg ]; then
-        insmod /modules/floppy.ko; mount -t vfat -o ro /dev/fd0 /mnt && answers=/mnt/preseed.cfg
-    fi
+    [ "$(arg preseed/file)" = fw_cfg ] && answers=/sys/firmware/qemu_fw_cfg/by_name/opt/preseed.cfg/raw
+    case $(arg preseed/file) in
+        /media/preseed.cfg)
+            insmod /modules/floppy.ko; mount -t vfat -o ro /dev/fd0 /mnt && answers=/mnt/preseed.cfg ;;
+        /cdrom/*) answers=$(arg preseed/file) ;;
+    esac
     ;;
 fedora)
     case $(arg inst.ks) in
@@ -94,7 +104,7 @@ fedora)
     ;;
 ubuntu)
     case $(cat /proc/cmdline) in
-        *"ds=nocloud;s=http"*) url=$(sed 's/.*ds=nocloud;s=\([^ ]*\).*/\1/' /proc/cmdline); fetch "${url}user-data" ;;
+        *"ds=nocloud-net;s=http"*) fetch "$(sed 's/.*ds=nocloud-net;s=\([^ ]*\).*/\1/' /proc/cmdline)user-data" ;;
         *) volume cidata && answers=/mnt/user-data ;;
     esac
     ;;
@@ -114,6 +124,7 @@ fedora)
 ubuntu)
     grep -q '^#cloud-config' $answers || { echo "user-data is no cloud-config"; ask "Continue? (yes|no) "; }
     say subiquity "finish: subiquity/Autoinstall/load_autoinstall_config: SUCCESS"
+    grep -qw autoinstall /proc/cmdline || ask "Continue with autoinstall? (yes|no)"
     host=$(sed -n 's,^ *hostname: *,,p' $answers | tr -d "\"'") ;;
 esac
 case $host in
@@ -121,17 +132,13 @@ hang) say installer "about to stand still"; exec sleep 100000 ;;
 panic) echo c > /proc/sysrq-trigger ;;
 reboot) reboot -f ;;
 nothing) stop ;;
-question) ask "Where do you live? " ;;
+question) echo "Which country do you live in?"; ask "Prompt: '?' for help> " ;;
 chatter) while :; do echo "still here"; sleep 1; done ;;
 esac
-for device in /dev/sr*; do
-    mount -t iso9660 -o ro $device /cdrom 2>/dev/null && [ -f /cdrom/pool/root.tar.gz ] && break
-    umount /cdrom 2>/dev/null
-done
 case $style in
 debian) say main-menu "INFO: Menu item 'partman-base' selected" ;;
 fedora) echo "Creating ext4 on /dev/vda1" ;;
-ubuntu) say subiquity "start: subiquity/Install/install/curtin_install/partitioning" ;;
+ubuntu) say subiquity "executing curtin install partitioning step" ;;
 esac
 printf 'o\nn\np\n1\n2048\n\na\n1\nw\n' | fdisk -u /dev/vda > /dev/null 2>&1
 blockdev --rereadpt /dev/vda 2>/dev/null; sleep 0.2
@@ -140,27 +147,28 @@ mount -t ext4 /dev/vda1 /target
 case $style in
 debian) say main-menu "INFO: Menu item 'bootstrap-base' selected" ;;
 fedora) echo "Installing busybox.x86_64 (1/1)" ;;
-ubuntu) say subiquity "start: subiquity/Install/install/curtin_install/extract" ;;
+ubuntu) say subiquity "executing curtin install extract step" ;;
 esac
-if [ "$host" = broken ]; then
-    say base-installer "error: Couldn't find the busybox"
-    ask "Installation step failed. Go back: "
+[ "$host" = full ] && dd if=/dev/zero of=/target/full bs=1M 2>/dev/null
+if ! tar -xz -C /target -f /cdrom/pool/root.tar.gz; then
+    sleep 1; say base-installer "error: exiting on error base-installer/debootstrap-failed"
+    ask "Go back? "
 fi
-tar -xz -C /target -f /cdrom/pool/root.tar.gz
 echo $host > /target/etc/hostname
 case $style in
 debian) say main-menu "INFO: Menu item 'grub-installer' selected" ;;
 fedora) echo "Installing boot loader" ;;
-ubuntu) say subiquity "start: subiquity/Install/install/curtin_install/curthooks" ;;
+ubuntu) say subiquity "executing curtin install curthooks step" ;;
 esac
 umount /target
 dd if=/cdrom/pool/boot.img of=/dev/vda bs=440 count=1 conv=notrunc 2>/dev/null
 dd if=/cdrom/pool/core.img of=/dev/vda bs=512 seek=1 conv=notrunc 2>/dev/null
 case $style in
 debian) say main-menu "INFO: Menu item 'finish-install' selected" ;;
-fedora) echo "Complete!" ;;
+fedora) echo "Storing configuration files and kickstarts" ;;
 ubuntu) say subiquity "finish: subiquity/Install/install: SUCCESS" ;;
 esac
+[ "$host" = waits ] && sync && exec sleep 100000
 stop
 """
 
@@ -213,9 +221,9 @@ def iso(kit: Kit, style: Style, host: Host) -> Path:
     grub = "menuentry 'Install' {{\n  linux {} {}\n  initrd {}\n}}\n"
     layouts: dict[Style, dict[str, bytes]] = {
         "debian": {
-            ".disk/info": b'Debian GNU/Linux 12.5.0 "Bookworm" - Official amd64 NETINST with firmware 20240210-11:27\n',
+            **isolinux_files(), ".disk/info": b'Debian GNU/Linux 12.5.0 "Bookworm" - Official amd64 NETINST 20240210\n',
             "install.amd/vmlinuz": kernel, "install.amd/initrd.gz": initrd,
-            "isolinux/isolinux.cfg": b"default install\nlabel install\n  menu label ^Install\n"
+            "isolinux/isolinux.cfg": b"default install\nprompt 1\ntimeout 0\nlabel install\n  menu label ^Install\n"
             b"  kernel /install.amd/vmlinuz\n  append vga=788 initrd=/install.amd/initrd.gz --- quiet\n",
         },
         "fedora": {
@@ -234,7 +242,9 @@ def iso(kit: Kit, style: Style, host: Host) -> Path:
     }  # fmt: skip
     _tree(tree, layouts[style])
     shutil.copytree(kit.folder / "pool", tree / "pool")
-    host.run(["xorriso", "-as", "mkisofs", "-quiet", "-r", "-J", "-V", LABELS[style], "-o", made, tree],
+    boot = ["-c", "isolinux/boot.cat", "-b", "isolinux/isolinux.bin", "-no-emul-boot", "-boot-load-size", "4",
+            "-boot-info-table"] if style == "debian" else []  # fmt: skip
+    host.run(["xorriso", "-as", "mkisofs", "-quiet", "-r", "-J", "-V", LABELS[style], *boot, "-o", made, tree],
              purpose=_PURPOSE)  # fmt: skip
     shutil.rmtree(tree)
     return made
@@ -279,6 +289,7 @@ def _kernel(folder: Path, host: Host) -> tuple[Path, Path]:
               *(f"./lib/modules/*/kernel/{place}" for place in ("drivers/ata", "drivers/scsi/s*_mod*",
                 "drivers/scsi/scsi_common*", "drivers/cdrom", "drivers/block/floppy*", "drivers/block/virtio*",
                 "drivers/virtio", "drivers/net/virtio*", "drivers/net/net_failover*", "drivers/char/virtio*",
+                "drivers/firmware/qemu*",
                 "net/core", "fs", "lib", "crypto", "arch/x86/crypto"))],
              purpose=_PURPOSE)  # fmt: skip
     (folder / "kernel.tar").unlink()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import pytest
 
+from imagesmith.errors import GuestFailed, Interrupted, ToolFailed
+from imagesmith.host import Host
+from imagesmith.installer.follow import Evidence, Follower
 from imagesmith.installer.signs import Reader
+from imagesmith.installer.syslog import Journal
 from imagesmith.installer.watch import Failure, Limits, Watch
 from imagesmith.interfaces import Signs
+from imagesmith.machine.arguments import MachineSpec
 from imagesmith.machine.console import Lines
 
 SIGNS = Signs(
@@ -232,3 +240,82 @@ def test_a_console_is_cut_into_lines_and_prompts_are_seen() -> None:
     assert lines.feed(b"\n") == ["Prompt:"]
     painted = b"\x1b[3;4HError\x1b[5;6H<Go Back>" * 500
     assert "<Go Back>" in lines.feed(painted)
+
+
+# -- the loop, with a machine that is none -----------------------------------------------------------------------
+
+
+@dataclass
+class Puppet:
+    """Stands for a machine and its console: each start says something else."""
+
+    starts: list[bytes]
+    spec: MachineSpec = field(default_factory=lambda: MachineSpec(screen=False, network=False))
+    restarts: int = 0
+    ended: str = ""
+    _unsaid: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.start_again()
+
+    @property
+    def console(self) -> Puppet:
+        return self
+
+    @property
+    def qmp(self) -> Puppet:
+        return self
+
+    def execute(self, *args: object, **more: object) -> object:
+        raise ToolFailed("gone")
+
+    def start_again(self) -> None:
+        self._unsaid = self.starts.pop(0)
+
+    def news(self) -> bytes:
+        news, self._unsaid = self._unsaid, b""
+        if b"done" in news:
+            self.ended = "shutdown"
+        return news
+
+    def tail(self) -> str:
+        return "the tail"
+
+    def finish(self) -> None:
+        pass
+
+
+def follow(puppet: Puppet, tmp_path: Path) -> list[str]:
+    said: list[str] = []
+    watched = watch(Signs(phases=((r"^go", "going"),), fatal=((r"^bad", "it is bad"),)))
+    evidence = Evidence(tmp_path, Journal(tmp_path / "installer.log"))
+    follower = Follower(puppet, watched, evidence, Host(), said.append)  # type: ignore[arg-type]
+    assert follower.follow() == "shutdown"
+    return said
+
+
+TIMER = b"[0.1] Kernel panic - not syncing: IO-APIC + timer doesn't work!\n" + b"and more\n" * 20
+
+
+def test_a_start_that_the_emulator_spoilt_is_made_again(tmp_path: Path) -> None:
+    said = follow(Puppet([TIMER, TIMER, b"go\ndone\n"]), tmp_path)
+    assert [line.endswith("starting the guest again") for line in said] == [True, True, False]
+    assert said[-1].startswith("phase: going")
+    with pytest.raises(GuestFailed, match="IO-APIC"):
+        follow(Puppet([TIMER] * 5), tmp_path)
+
+
+def test_a_failure_comes_with_the_tail_and_the_files(tmp_path: Path) -> None:
+    (tmp_path / "install-console.log").write_text("x")
+    with pytest.raises(GuestFailed, match="it is bad") as caught:
+        follow(Puppet([b"go\nbad\n"]), tmp_path)
+    assert caught.value.tail == "the tail"
+    assert [path.name for path in caught.value.artifacts] == ["install-console.log"]
+
+
+def test_cancelling_ends_the_watch(tmp_path: Path) -> None:
+    host = Host()
+    host.cancel()
+    evidence = Evidence(tmp_path, Journal(tmp_path / "log"))
+    with pytest.raises(Interrupted):
+        Follower(Puppet([b""]), watch(), evidence, host, print).follow()  # type: ignore[arg-type]

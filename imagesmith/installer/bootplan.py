@@ -12,6 +12,7 @@ from imagesmith.host import Host
 from imagesmith.installer import cpio
 from imagesmith.installer.deliver import Given, arguments, choose, deliver, words
 from imagesmith.installer.iso import Iso
+from imagesmith.installer.keys import Action, parse
 from imagesmith.installer.media import look, merged
 from imagesmith.installer.menus import SEPARATORS
 from imagesmith.installer.remaster import remaster
@@ -20,6 +21,7 @@ from imagesmith.machine.arguments import Arch, Drive, Firmware, MachineSpec
 
 Boot = Literal["kernel", "copy", "cd", "disk"]
 """The installer's own kernel, read out of the ISO; a copy of the ISO; the ISO as it is; the disk (there is no ISO)."""
+_URL = "{url}"
 _CONSOLE = {"x86_64": "console=ttyS0", "aarch64": "console=ttyAMA0"}
 _BOOTS: dict[Boot, str] = {
     "kernel": "the installer's kernel", "copy": "a copy of the ISO", "cd": "the ISO", "disk": "the disk",
@@ -90,6 +92,10 @@ class BootPlan:
         gone = [one for one in own if one.startswith("-") and one not in SEPARATORS]
         return [*merged(ours, gone), *own]
 
+    def keys(self, servers: Servers) -> list[Action]:
+        """What is typed. Raises BuildError for what no keyboard has."""
+        return parse([part.replace(_URL, servers.url) for part in self.installation.boot_command])
+
     def spec(self, disk: Path, firmware: Firmware, servers: Servers, folder: Path, host: Host) -> MachineSpec:
         """The machine. What it needs besides the disk and the ISO is made in the private ``folder``."""
         wanted, hardware = self.arguments(servers), self.hardware
@@ -152,6 +158,7 @@ def make_plan(installation: Installation, hardware: Hardware) -> BootPlan:
     if medium.arch and medium.arch != hardware.arch:
         raise BuildError(f"{medium.path.name} is for {medium.arch}, and the machine is {hardware.arch}",
                          hint="correct 'arch', or take another ISO")  # fmt: skip
+    parse(installation.boot_command)  # before anything is made
     hindrances = _hindrances(installation, medium, hardware)
     delivery = choose(installation.deliver(medium), installation.way, hindrances)
     return BootPlan(installation, hardware, medium, delivery, _boot(installation, medium, delivery, hardware))
@@ -177,6 +184,8 @@ def _hindrances(installation: Installation, medium: Medium, hardware: Hardware) 
         found |= {"initrd": why, "http": why, "medium": why}
     elif installation.boot_command and not installation.remaster:
         found["initrd"] = "the ISO itself is booted, with keys typed"
+        if not any(_URL in part for part in installation.boot_command):
+            found["http"] = f"'boot_command' does not type where it is ({_URL})"
     elif not medium.kernel:
         why = "no kernel was found in this ISO that arguments can be given to"
         found |= {"initrd": why, "http": why}

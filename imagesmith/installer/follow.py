@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from imagesmith.errors import BuildError, GuestFailed, ImagesmithError, Interrupted, TimedOut
 from imagesmith.host import Host
+from imagesmith.installer.keys import Action
 from imagesmith.installer.server import Server
 from imagesmith.installer.syslog import Journal
+from imagesmith.installer.typist import type_keys
 from imagesmith.installer.watch import Failure, Watch
 from imagesmith.interfaces import Log
 from imagesmith.machine.console import Lines
@@ -56,15 +59,38 @@ class Evidence:
             self.folder.rmdir()
 
 
+class Typing:
+    """Types a boot command, in a thread of its own: meanwhile the installation is watched."""
+
+    def __init__(self, machine: Machine, actions: Sequence[Action], log: Log) -> None:
+        self._error: BuildError | None = None
+        self._work = (machine, actions, log)
+        if actions:
+            threading.Thread(target=self._type, name="typing", daemon=True).start()
+
+    def _type(self) -> None:
+        try:
+            type_keys(*self._work)
+        except TimedOut as error:
+            self._error = error
+        except ImagesmithError:
+            pass  # the machine has ended, or its kernel has panicked: whoever watches it says so, and knows more
+
+    def check(self) -> None:
+        """Raise TimedOut where a text that was waited for did not come."""
+        if self._error is not None:
+            raise self._error
+
+
 class Follower:
     """Watches one machine from its start to its end."""
 
     def __init__(
         self, machine: Machine, watch: Watch, evidence: Evidence, host: Host, log: Log, *,
-        server: Server | None = None,
+        server: Server | None = None, keys: Typing | None = None,
     ) -> None:  # fmt: skip
         self._machine, self._watch, self._evidence, self._host, self._log = machine, watch, evidence, host, log
-        self._server = server
+        self._server, self._keys = server, keys
         self._pictures: list[Path] = []
         self._left = _FRESH_STARTS
         self._begin()
@@ -93,6 +119,8 @@ class Follower:
             if how:
                 return self._ended(how)
             self._gather()
+            if self._keys is not None:
+                self._keys.check()
             failure = self._watch.failure(self.now)
             if failure is not None:
                 self._again_or_fail(failure)
@@ -191,7 +219,6 @@ class Follower:
         self._left -= 1
         self._log(f"{failure.what}: the emulator's fault, on a busy host; starting the guest again")
         self._machine.start_again()
-        self._machine.console.news()
         self._watch.start()
         self._begin()
 

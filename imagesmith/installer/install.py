@@ -12,7 +12,7 @@ from imagesmith.errors import GuestFailed
 from imagesmith.host import Host
 from imagesmith.installer.bootplan import BootPlan, Hardware, Servers, make_plan
 from imagesmith.installer.ending import nothing_to_boot
-from imagesmith.installer.follow import Evidence, Follower
+from imagesmith.installer.follow import Evidence, Follower, Typing
 from imagesmith.installer.server import Server
 from imagesmith.installer.signs import Reader
 from imagesmith.installer.syslog import Journal, Ports, Syslog
@@ -49,7 +49,8 @@ def install(
         Ports(machine.ports, evidence.journal)
         limits = _limits(installation, restarts=plan.restarts)
         watch = Watch(Reader(installation.signs), limits, wants=plan.delivery.fetched if server else "")
-        follower = Follower(machine, watch, evidence, host, log, server=server)
+        keys = Typing(machine, plan.keys(servers), log)
+        follower = Follower(machine, watch, evidence, host, log, server=server, keys=keys)
         how = follower.follow()
         seconds = follower.now
     if installation.iso is not None and (why := nothing_to_boot(into, hardware.firmware, host)):

@@ -127,9 +127,9 @@ class Console:
         return "\n".join(self.text.split("\n")[-lines:])
 
     def forget(self) -> None:
-        """Leave what has come so far out of ``text`` and ``tail``."""
+        """Leave what has come so far out of ``text``, ``tail`` and ``news``."""
         with self._lock:
-            self._tail = b""
+            self._tail = self._news = b""
 
     def finish(self) -> None:
         """Wait for the rest, once the other end is closed, and close ours."""
