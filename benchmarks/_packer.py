@@ -11,7 +11,7 @@ from benchmarks._measure import measure
 USER = "builder"
 
 
-def template(folder: Path, base: Path) -> dict[str, object]:
+def template(folder: Path, base: Path, provisioners: list[dict[str, object]]) -> dict[str, object]:
     """The template. Set for speed where there is a choice: virtio, no flushes, Packer's own compression."""
     return {
         "builders": [{
@@ -23,28 +23,33 @@ def template(folder: Path, base: Path) -> dict[str, object]:
             "ssh_private_key_file": str(folder / "key"), "ssh_timeout": "30m",
             "shutdown_command": "sudo systemctl poweroff",
         }],
-        "provisioners": [
-            {"type": "file", "source": str(folder / "index.html"), "destination": "/tmp/index.html"},
-            {"type": "shell", "inline": [
-                "set -e",
-                "export DEBIAN_FRONTEND=noninteractive",
-                "sudo apt-get -q update",
-                "sudo -E apt-get -qy install --no-install-recommends nginx-light",
-                "sudo useradd --create-home --shell /bin/bash ops",
-                "sudo install -D -m 0644 /tmp/index.html /var/www/html/index.html",
-                "sudo apt-get clean",
-            ]},
-        ],
+        "provisioners": provisioners,
     }  # fmt: skip
 
 
-def build(folder: Path, base: Path) -> dict[str, float]:
+def web(folder: Path) -> list[dict[str, object]]:
+    """A web server, a user and a file."""
+    return [
+        {"type": "file", "source": str(folder / "index.html"), "destination": "/tmp/index.html"},
+        {"type": "shell", "inline": [
+            "set -e",
+            "export DEBIAN_FRONTEND=noninteractive",
+            "sudo apt-get -q update",
+            "sudo -E apt-get -qy install --no-install-recommends nginx-light",
+            "sudo useradd --create-home --shell /bin/bash ops",
+            "sudo install -D -m 0644 /tmp/index.html /var/www/html/index.html",
+            "sudo apt-get clean",
+        ]},
+    ]  # fmt: skip
+
+
+def build(folder: Path, base: Path, provisioners: list[dict[str, object]]) -> dict[str, float]:
     """Build once, with nothing left of an earlier time; return the seconds of each part."""
     for name in ("packer-output", "packer-home"):
         shutil.rmtree(folder / name, ignore_errors=True)
     home = folder / "packer-home"
     home.mkdir()
-    (folder / "packer.json").write_text(json.dumps(template(folder, base), indent=2))
+    (folder / "packer.json").write_text(json.dumps(template(folder, base, provisioners), indent=2))
     quiet = {"CHECKPOINT_DISABLE": "1", "PACKER_CACHE_DIR": str(home / "cache"), "PACKER_CONFIG_DIR": str(home)}
     run = measure(["packer", "build", "-color=false", "packer.json"], cwd=folder, env=quiet)
     (folder / "packer.log").write_text(run.stdout + run.stderr)

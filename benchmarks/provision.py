@@ -23,12 +23,12 @@ def run(site: Site) -> list[Row]:
     """Take turns: ours, a peer once, ours, the other peer once, ours. The load of a shared host drifts: each peer
     is compared with ours just before and just after it.
     """
-    base = _peer_base(site)
+    base = peer_base(site)
     recipe = site.recipe("web", STEPS + "outputs: [qcow2]\n")
     site.say("provision: the first build")
     site.build(recipe, "--no-checks")
     peers: dict[str, Callable[[], dict[str, float]]] = {
-        "packer": lambda: _packer.build(site.folder, base),
+        "packer": lambda: _packer.build(site.folder, base, _packer.web(site.folder)),
         "virt-customize": lambda: _virt_customize.build(site.folder, base),
     }
     rows, ours = list[Row](), [_ours(site, recipe)]
@@ -62,7 +62,7 @@ def _ours(site: Site, recipe: Path) -> float:
     return build.run.seconds
 
 
-def _peer_base(site: Site) -> Path:
+def peer_base(site: Site) -> Path:
     """The common base as a disk, uncompressed so that nobody has to unpack it."""
     key = site.folder / "key"
     if not key.exists():

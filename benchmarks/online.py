@@ -1,0 +1,86 @@
+"""Five shell steps over SSH on an installed disk, the last one changed, to a compressed qcow2: imagesmith and Packer.
+
+Both begin with the same disk. imagesmith goes on from the checkpoint of the fourth step; Packer boots the disk and runs
+all five. Compare with ``wake`` and ``boot``: what a changed step costs with and without a checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from statistics import median
+
+from benchmarks import _packer
+from benchmarks._measure import CommandFailed
+from benchmarks._site import MACHINE, Build, Site
+from benchmarks._table import Row, seconds
+from benchmarks.provision import peer_base
+
+TARGET = 10
+FIGURE = "last of five online steps changed, to compressed qcow2"
+COMMANDS = [f"echo step {number} > /root/step{number}" for number in range(1, 5)]
+
+
+def run(site: Site) -> list[Row]:
+    """Ours, the peer, ours."""
+    base = peer_base(site)
+    recipe = _recipe(site, base)
+    site.say("online: the first build, from the disk")
+    first = _build(site, recipe)
+    ours = [_again(site, recipe) for _ in range(site.most)]
+    awake = [_told(build, "going on from the checkpoint after") for build in ours]
+    kept = [_told(build, "checkpoint:") for build in ours]
+    rows = [
+        Row(f"{FIGURE} ({len(ours)} runs)", seconds([build.run.seconds for build in ours])),
+        *(Row(f"  of that: {name}", seconds([build.nodes[name] for build in ours])) for name in ours[0].nodes),
+        Row("  the guest awake and entered", seconds(awake),
+            f"booted and entered {_told(first, 'connected after'):.1f} s"),
+        Row("  a step's checkpoint", seconds(kept), target="<= 3 s", reached=median(kept) <= 3),
+    ]  # fmt: skip
+    if shutil.which("packer") is None:
+        site.say("online: packer is not installed, left out")
+        return rows
+    site.say("online: packer, once")
+    shell = {"type": "shell", "execute_command": "sudo sh -c '{{ .Vars }} sh {{ .Path }}'"}
+    commands = [*COMMANDS, "echo last > /root/last"]
+    steps: list[dict[str, object]] = [{**shell, "inline": [command]} for command in commands]
+    try:
+        whole = sum(_packer.build(site.folder, base, steps).values())
+    except CommandFailed as error:
+        site.say(f"online: {error}")
+        return [*rows, Row(FIGURE, rows[0].ours, "packer failed", reached=False)]
+    after = _again(site, recipe).run.seconds
+    around = [ours[-1].run.seconds, after]
+    ratio = whole / median(around)
+    return [*rows, Row(f"{FIGURE} (before and after the peer)", seconds(around), f"packer {whole:.1f} s",
+                       f"{ratio:.1f} times faster", f">= {TARGET} times", ratio >= TARGET)]  # fmt: skip
+
+
+def _recipe(site: Site, base: Path) -> Path:
+    steps = "".join(f"  - {{shell: '{command}', via: ssh}}\n" for command in COMMANDS)
+    path = site.folder / "online.yaml"
+    path.write_text(
+        f"name: online\n{MACHINE}variables: {{word: first}}\nbase: {{disk: {{path: {base}, trusted: true}}}}\n"
+        f"steps:\n{steps}  - {{name: last, shell: 'echo {{{{ word }}}} > /root/last', via: ssh}}\noutputs: [qcow2]\n"
+    )
+    return path
+
+
+def _build(site: Site, recipe: Path) -> Build:
+    return site.build(recipe, "--no-checks", "--var", f"word={uuid.uuid4()}")
+
+
+def _again(site: Site, recipe: Path) -> Build:
+    build = _build(site, recipe)
+    if any("booting" in str(event.get("line")) for event in build.events):
+        raise AssertionError(f"it did not go on from its checkpoint: {build.nodes}")
+    site.say("online: " + ", ".join(f"{name} {taken:.2f}" for name, taken in build.nodes.items())
+             + f"; whole {build.run.seconds:.2f}")  # fmt: skip
+    return build
+
+
+def _told(build: Build, words: str) -> float:
+    """The seconds at the end of the first line of a node's log that begins with these words."""
+    [line, *_] = [str(event["line"]) for event in build.events if str(event.get("line")).startswith(words)]
+    return float(line.removesuffix(" s").rpartition(" ")[2])
