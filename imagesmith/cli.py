@@ -151,7 +151,7 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
     from imagesmith.lint import lint
     from imagesmith.publish import check_target, publish, table
     from imagesmith.view import duration, shown
-    from imagesmith.workbench import Bench
+    from imagesmith.workbench import Bench, keep_small
 
     recipe, host = plan.recipe, Host()
     target = output / recipe.name
@@ -176,7 +176,11 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
                 engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
                                 ask=lambda recipe, names: secrets.resolve(recipe, host, names),
                                 failed=target / "failed", checkpoints=checkpoints)  # fmt: skip
-                outcome = engine.run(plan, use, fresh=fresh)
+                try:
+                    outcome = engine.run(plan, use, fresh=fresh)
+                finally:
+                    for line in keep_small(store):
+                        hear(Event("note", recipe.name, data={"text": line}))
                 changed = bool(outcome.ran)
                 if publish_it:
                     changed = publish(plan, outcome, target, host, store.root / "locks")

@@ -35,6 +35,27 @@ def open_store() -> Store:
                  contents=lambda path: tree.contents(host, path))  # fmt: skip
 
 
+def keep_small(store: Store) -> list[str]:
+    """Collect, where the store has grown larger than $IMAGESMITH_CACHE_LIMIT (a size; 50G): what was done, in words.
+
+    What running builds use stays, this one's included.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from imagesmith.kinds import Size
+
+    word = os.environ.get("IMAGESMITH_CACHE_LIMIT", "50G")
+    try:
+        limit: int = TypeAdapter(Size).validate_python(word)
+    except ValidationError:
+        return [f"IMAGESMITH_CACHE_LIMIT={word} is no size such as 20G; the store is left as large as it is"]
+    before = store.size()
+    if before <= limit:
+        return []
+    removed = store.collect(limit)
+    return [f"the store had grown beyond {word}: {len(removed)} layers and {(before - store.size()) >> 20} MiB removed"]
+
+
 def moved(store: Store, host: Host, note: Log) -> Callable[[str, str], bool]:
     """Whether what is at an address is not what has this SHA-256; each address is asked for once."""
     import hashlib
