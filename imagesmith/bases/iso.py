@@ -44,7 +44,8 @@ class Iso(Sourced, name="iso", version=1):
         "auto", description="How the answer file reaches the installer; `auto` is what this installer likes best."
     )
     boot_command: Annotated[list[str], BeforeValidator(_lines)] = Field(
-        [], description="Keys to type at the ISO's boot menu, in Packer's notation, and `<waitFor \"text\" 60s>`."
+        [], description="Keys to type at the ISO's boot menu, in Packer's notation, with `<waitFor \"text\" 60s>`; "
+        "`{url}` stands for where the answer file is served."
     )
     media: list[RecipeFile] = Field([], description="More ISOs for the installer to see, such as drivers.")
     within: Annotated[Duration, UNKEYED] = Field(7200.0, description="How long the installation may take.")
