@@ -30,8 +30,9 @@ class Unattend(XmlAnswer, Accompanied, Account, name="unattend", version=1):
     `virtio`; the drives from D to H are searched for it.
 
     Setup looks for `Autounattend.xml` at the root of all drives: it goes on a second CD, or on a floppy disk. Windows'
-    ISOs are booted as a CD. Under UEFI, and under BIOS where the disk has a boot sector already, their boot loader
-    shows "Press any key to boot from CD or DVD" for five seconds: press one with
+    ISOs are booted as a CD. Their boot loader shows "Press any key to boot from CD or DVD" for five seconds, under BIOS
+    only where the disk has a boot sector already, under UEFI always: so under UEFI a copy of the ISO without that is
+    booted. With `boot_command` the ISO itself is booted, and a key must be pressed in time:
     `boot_command: ["<spacebar><wait><spacebar><wait><spacebar><wait><spacebar><wait><spacebar>"]`. When Setup restarts
     the machine nothing is pressed, and it boots from the disk.
 
