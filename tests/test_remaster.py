@@ -67,8 +67,11 @@ def test_windows_does_not_wait_for_a_key(tmp_path: Path) -> None:
                              f"{folder}/efisys_noprompt.bin": none[:510] + b"\x55\xaa"}  # fmt: skip
     source = isos.plain(tmp_path / "a.iso", tree, "SSS", "-r", "-J", "-e", f"{folder}/efisys.bin", "-no-emul-boot")
     remaster(source, tmp_path / "b.iso", {"autounattend.xml": b"<x/>"}, [], HOST)
-    at, = uefi_images(tmp_path / "b.iso")
-    assert (tmp_path / "b.iso").read_bytes()[at : at + 9] == b"\xeb\x3c\x90NNNNNN"
+    remaster(source, tmp_path / "same.iso", {}, [], HOST)
+    for copy in ("b.iso", "same.iso"):
+        at, = uefi_images(tmp_path / copy)
+        assert (tmp_path / copy).read_bytes()[at : at + 9] == b"\xeb\x3c\x90NNNNNN"
+    assert len((tmp_path / "same.iso").read_bytes()) == len(source.read_bytes())
     udf = isos.udf(tmp_path / "c.iso", isos.windows(), "SSS")
     remaster(udf, tmp_path / "d.iso", {"autounattend.xml": b"<x/>"}, [], HOST)
     with Iso(tmp_path / "d.iso") as iso:

@@ -8,6 +8,7 @@ whose EFI system partition is behind the ISO's own file system (Ubuntu's). xorri
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,10 +53,13 @@ def remaster(source: Path, into: Path, files: Mapping[str, bytes], arguments: Se
             raise BuildError(f"cannot give arguments to {source.name}: {error}") from None
         prompts = _prompts(iso) if medium.family == "windows" else None
         joliet = bool(iso.cd.has_joliet())
-    if hybrid(source):
+    as_disk = bool(changed) and hybrid(source)
+    if as_disk:
         host.require("xorriso", _WHY)
     try:
-        if hybrid(source):
+        if not changed:
+            _copy(source, into)
+        elif as_disk:
             _with_xorriso(source, into, changed, host, joliet)
         else:
             rewrite(source, into, changed)
@@ -99,8 +103,18 @@ def _menus(iso: Iso, medium: Medium, arguments: Sequence[str]) -> dict[str, byte
     return {path: text.encode() for path, text in changed.items()}
 
 
-def _with_xorriso(source: Path, into: Path, files: Mapping[str, bytes], host: Host, joliet: bool) -> None:
+def _copy(source: Path, into: Path) -> None:
+    _make(into)
+    shutil.copyfile(source, into)
+
+
+def _make(into: Path) -> None:
+    """Answer files have passwords in them: for our eyes only."""
     os.close(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _with_xorriso(source: Path, into: Path, files: Mapping[str, bytes], host: Host, joliet: bool) -> None:
+    _make(into)
     with tempfile.TemporaryDirectory(prefix="remaster-", dir=into.parent) as name:
         maps: list[str | Path] = []
         for number, (path, content) in enumerate(files.items()):
