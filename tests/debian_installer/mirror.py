@@ -36,9 +36,12 @@ COMPONENTS = (
     "di-utils-mapdevfs", "disk-detect", "dmidecode-udeb", "dosfstools-udeb", "finish-install", "grub-installer",
     "libdevmapper1.02.1-udeb", "libparted-fs-resize0-udeb", "libparted2-udeb", "os-prober-udeb", "partman-auto",
     "partman-base", "partman-basicfilesystems", "partman-basicmethods", "partman-ext3", "partman-partitioning",
-    "partman-target", "partman-utils", "pkgsel", "tzsetup-udeb", "user-setup-udeb",
+    "partman-target", "partman-utils", "tzsetup-udeb", "user-setup-udeb",
 )  # fmt: skip
-"""What an install on one ext4 file system needs besides udebs.py's: each costs seconds under emulation."""
+"""What an install on one ext4 file system needs besides udebs.py's: each costs seconds under emulation.
+
+pkgsel, which installs further packages, is not among them: the few come with the base system.
+"""
 NEVER_RUN = {"ntfs-3g-udeb", "rdate-udeb", "grub-mount-udeb"}
 """Dependencies that such an install never runs."""
 INDEX = "main/debian-installer/binary-amd64/Packages"
