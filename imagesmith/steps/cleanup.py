@@ -19,11 +19,11 @@ _MAKES_KEYS = (
 so only where it finds a seed."""
 
 
-class Cleanup(Step, name="cleanup", version=1):
+class Cleanup(Step, name="cleanup", version=2):
     """Remove what must not be in an image: what tells one machine from another, and what the build left.
 
-    The machine's identity (machine-id, SSH host keys, random seeds, DHCP leases, cloud-init's state, persistent names
-    of network cards), logs, caches and lists of package managers and others, temporary files, core dumps, histories
+    The machine's identity (machine-id, SSH host keys, random seeds, DHCP leases, cloud-init's state and the network
+    configuration that it made, persistent names of network cards), logs, caches and lists of package managers and others, temporary files, core dumps, histories
     of shells, and back-ups of passwd, dpkg, debconf and LVM. Users, mail, cron jobs and keys in home directories stay.
     Where sshd is there and nothing else makes host keys at boot, a small unit that does is added.
 

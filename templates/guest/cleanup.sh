@@ -10,7 +10,13 @@ rm -f /etc/udev/rules.d/70-persistent-*.rules
 rm -f /var/lib/NetworkManager/*.lease /var/lib/NetworkManager/secret_key /var/lib/NetworkManager/seen-bssids \
     /var/lib/NetworkManager/timestamps
 rm -rf /var/lib/dhcp/* /var/lib/dhclient/* /var/lib/dhcpcd/* /var/lib/misc/*.leases /var/lib/systemd/network/*
+# cloud-init's state, so that it runs again, and the network configuration that it made, which knows this machine's card
+# (cloud-init's own `clean --configs network` removes the same files).
 rm -rf /var/lib/cloud/data /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/sem
+rm -f /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* \
+    /etc/systemd/network/10-cloud-init-*.network /etc/systemd/network/10-cloud-init-*.link \
+    /etc/NetworkManager/system-connections/cloud-init-*.nmconnection /etc/NetworkManager/conf.d/99-cloud-init.conf \
+    /etc/NetworkManager/conf.d/30-cloud-init-ip6-addr-gen-mode.conf
 
 # Random seeds.
 rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret /var/lib/urandom/random-seed \
