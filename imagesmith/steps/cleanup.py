@@ -15,16 +15,17 @@ _MAKES_KEYS = (
     _UNIT, "/usr/lib/systemd/system/sshd-keygen.target", "/usr/lib/systemd/system/sshdgenkeys.service",
     "/usr/lib/systemd/system/sshd-keygen@.service",
 )  # fmt: skip
-"""What already sees to it that host keys are made at boot: ours, and those of Fedora, Arch and openSUSE. cloud-init does
-so only where it finds a seed."""
+"""What already sees to it that host keys are made at boot: ours, and those of Fedora, Arch and openSUSE. cloud-init
+does so only where it finds a seed."""
 
 
 class Cleanup(Step, name="cleanup", version=2):
     """Remove what must not be in an image: what tells one machine from another, and what the build left.
 
     The machine's identity (machine-id, SSH host keys, random seeds, DHCP leases, cloud-init's state and the network
-    configuration that it made, persistent names of network cards), logs, caches and lists of package managers and others, temporary files, core dumps, histories
-    of shells, and back-ups of passwd, dpkg, debconf and LVM. Users, mail, cron jobs and keys in home directories stay.
+    configuration that it made, persistent names of network cards), logs, caches and lists of package managers and
+    others, temporary files, core dumps, histories of shells, and back-ups of passwd, dpkg, debconf and LVM. Users,
+    mail, cron jobs and keys in home directories stay.
     Where sshd is there and nothing else makes host keys at boot, a small unit that does is added.
 
     It runs by itself as the last step; `cleanup: false` leaves it out.
