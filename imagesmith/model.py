@@ -60,7 +60,7 @@ class Login(Options):
         Literal["auto", "sudo", "none"],
         Field(description="How to become root: `sudo` for all but root, unless `none` says that he may do all."),
     ] = "auto"
-    port: Annotated[int | None, Field(ge=1, le=65535, description="The guest's port; 22, or WinRM's 5985.")] = None
+    port: Annotated[int | None, Field(ge=1, le=65535, description="The guest's port; 22, or WinRM's 5986.")] = None
 
     @field_validator("key")
     @classmethod

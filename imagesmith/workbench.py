@@ -106,6 +106,7 @@ class Bench:
             ("native", "disk"): lambda: NativeDisk(self._host),
             ("guestfs", "disk"): lambda: Guestfs(self._host, accelerator=self.accelerator.name),
             ("ssh", "disk"): lambda: self._ssh(node),
+            ("winrm", "disk"): lambda: self._ssh(node),
         }  # fmt: skip
         return made[node.driver, node.gives]()
 
@@ -116,7 +117,7 @@ class Bench:
         machine, login = node.recipe.machine, node.recipe.login
         credentials = None if login is None else Credentials(
             user=login.user, password=login.password, key=login.key.read_bytes() if login.key else b"",
-            port=login.port or 22,
+            port=login.port or (5986 if login.type == "winrm" else 22), winrm=login.type == "winrm",
             sudo=login.become == "sudo" or (login.become == "auto" and login.user != "root"),
         )  # fmt: skip
         return SshDriver(

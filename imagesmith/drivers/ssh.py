@@ -24,6 +24,8 @@ from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
 from imagesmith.drivers.ssh_resume import Keeper, take_up, there
 from imagesmith.drivers.ssh_root import SshRoot
+from imagesmith.drivers.winrm import WinRm, library
+from imagesmith.drivers.winrm_root import WinRmGuest, WinRmRoot
 from imagesmith.errors import BuildError, GuestFailed, TimedOut, ToolFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Log, Root
@@ -55,8 +57,11 @@ class SshDriver:
     @contextmanager
     def session(self, below: Sequence[Path], *, epoch: int, log: Log) -> Iterator[SshSession]:
         """Open a session; the guest is booted for its first layer. Raises MissingTool."""
-        for tool in ("ssh", "ssh-keygen", *(() if self.login else ("debugfs",))):
-            self.host.require(tool, "run steps in a guest over SSH")
+        if self.login is not None and self.login.winrm:
+            library()
+        else:
+            for tool in ("ssh", "ssh-keygen", *(() if self.login else ("debugfs",))):
+                self.host.require(tool, "run steps in a guest over SSH")
         session = SshSession(self, below, epoch=epoch)
         try:
             yield session
@@ -69,11 +74,12 @@ class _Running:
     """What a booted guest consists of."""
 
     disk: Attached
-    guest: SshGuest
+    guest: SshGuest | WinRmGuest
     variables: BinaryIO | None
     """The UEFI variable store, open: it has no name any more."""
     tpm: Tpm | None
-    keeper: Keeper
+    keeper: Keeper | None
+    """Keeps states to go on from; over WinRM there are none."""
 
 
 class SshSession:
@@ -98,7 +104,7 @@ class SshSession:
         try:
             running = self._open(into, log)
             deadline = None if timeout is None else time.monotonic() + timeout
-            root = SshRoot(self._driver.host, running.guest, epoch=self._epoch, log=log, deadline=deadline)
+            root = self._root(running.guest, log, deadline)
             yield root
             root.finish()
             self._finish(running, into, log, resumable=resumable)
@@ -114,9 +120,9 @@ class SshSession:
         self._stack.close()
 
     def _finish(self, running: _Running, into: Path, log: Log, *, resumable: bool) -> None:
-        resumable = resumable and running.keeper.prepare(log)
-        if not running.guest.ssh.hold():
-            log("the guest has no fsfreeze: this layer's file systems are as after a loss of power, to be replayed")
+        keeper = running.keeper if resumable and running.keeper is not None and running.keeper.prepare(log) else None
+        if not running.guest.hold():
+            log("the guest cannot freeze its file systems: this layer's are as after a loss of power, to be replayed")
         self._held = True
         running.guest.machine.qmp.execute("stop")
         running.disk.flush()
@@ -124,8 +130,8 @@ class SshSession:
             firmwares.keep(running.variables, self._driver.firmware, into)
         if running.tpm is not None:
             running.tpm.keep(into)
-        if resumable:
-            running.keeper.keep(into, log)
+        if keeper is not None:
+            keeper.keep(into, log)
 
     def _open(self, into: Path, log: Log) -> _Running:
         file = into / LAYER_FILE
@@ -134,9 +140,14 @@ class SshSession:
             return self._running
         self._running.disk.advance(file, below=self._below[-1] / LAYER_FILE)
         self._running.guest.machine.qmp.execute("cont")
-        self._running.guest.ssh.release()
+        self._running.guest.release()
         self._held = False
         return self._running
+
+    def _root(self, guest: SshGuest | WinRmGuest, log: Log, deadline: float | None) -> SshRoot | WinRmRoot:
+        if isinstance(guest, WinRmGuest):
+            return WinRmRoot(guest, epoch=self._epoch, log=log, deadline=deadline)
+        return SshRoot(self._driver.host, guest, epoch=self._epoch, log=log, deadline=deadline)
 
     def _drop(self) -> None:
         stack, self._stack = self._stack, ExitStack()
@@ -176,13 +187,20 @@ class SshSession:
         doing = "waking" if going_on else "booting"
         log(f"{doing} the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
         machine = self._stack.enter_context(Machine(host, spec, folder / "console", purpose="run steps over SSH"))
-        ssh = self._stack.enter_context(Ssh(host, machine, credentials, folder))
-        guest = SshGuest(machine, ssh, public_key=public_key)
-        if going_on:
-            keeper = take_up(guest, spec, self._below[-1], public_key, host, log)
-        else:
+        guest: SshGuest | WinRmGuest
+        keeper = None
+        if credentials.winrm:
+            guest = WinRmGuest(machine, WinRm(machine, user=credentials.user, password=credentials.password,
+                                              port=credentials.port))  # fmt: skip
             guest.enter(log)
-            keeper = Keeper(guest, spec, host)
+        else:
+            ssh = self._stack.enter_context(Ssh(host, machine, credentials, folder))
+            guest = SshGuest(machine, ssh, public_key=public_key)
+            if going_on:
+                keeper = take_up(guest, spec, self._below[-1], public_key, host, log)
+            else:
+                guest.enter(log)
+                keeper = Keeper(guest, spec, host)
         # None of these is opened by its name again; after kill -9 there is an empty folder left, with a dead socket.
         for path in folder.iterdir():
             if path.is_file():

@@ -63,6 +63,14 @@ class SshGuest:
         self._connect(BOOT_SECONDS, log)
         self.dismiss()
 
+    def hold(self) -> bool:
+        """Hold its file systems still; False where they are only synchronised. Raises TimedOut, GuestFailed."""
+        return self.ssh.hold()
+
+    def release(self) -> None:
+        """Let its file systems go again. Raises TimedOut, GuestFailed."""
+        self.ssh.release()
+
     def admit(self) -> None:
         """See to it that the guest can be entered once more, should the connection end."""
         if self._public_key and not self._admitted:

@@ -28,6 +28,8 @@ class Credentials:
     key: bytes = field(default=b"", repr=False)
     password: str = field(default="", repr=False)
     port: int = 22
+    winrm: bool = False
+    """Whether it is WinRM that is spoken, and not SSH: with a password, and without sudo."""
     sudo: bool = False
     """Whether all that is done in the guest goes through sudo; it gets ``password`` where it asks for one."""
 
