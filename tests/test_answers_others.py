@@ -485,3 +485,104 @@ def test_slips_of_the_pen() -> None:
     assert [misspelt(word, some) for word in ("hostname", "host", "HOSTNAME", "something", "x" * 1000)] == [""] * 5
     assert distance("abc", "acb") == 1
     assert distance("", "abc") == 3
+
+
+# -- our scripts, with programs that only pretend --------------------------------------------------------------------
+
+PRETEND = """\
+#!/bin/sh
+name=${0##*/}
+echo "$name $*" >>"$LOG"
+case $name in
+chpasswd|sfdisk) cat >>"$LOG";;
+chroot) shift; case $1 in chpasswd) cat >>"$LOG";; esac;;
+lsblk) printf '/dev/vda\\n/dev/vda1\\n/dev/vda2\\n/dev/vda3\\n';;
+curl) while [ "$1" != -o ]; do shift; done; echo '{}' >"$2";;
+arch-chroot) [ "$2" != getent ] || echo 'ops:x:1000:1000::/home/ops:/bin/bash';;
+esac
+case " $FAILS " in *" $name "*) exit 1;; esac
+exit 0
+"""
+PROGRAMS = words(
+    """setup-alpine mount umount chroot poweroff sync sleep blkid wipefs sfdisk udevadm mkfs.fat mkfs.ext4 curl lsblk
+    systemctl archinstall arch-chroot chown"""
+)
+
+
+def pretended(script: str, folder: Path, shell: str, fails: str = "") -> tuple[str, list[str]]:
+    """Run a script of ours with its folders moved; return what it said, and the programs that it called.
+
+    BusyBox's shell is no shell for this: it has mount and poweroff built in.
+    """
+    for name in ("bin", "new/etc/sudoers.d", "new/etc/ssh", "new/var/log", "new/home", "old/etc/imagesmith", "root"):
+        (folder / name).mkdir(parents=True)
+    for name in PROGRAMS:
+        (folder / "bin" / name).write_text(PRETEND)
+        (folder / "bin" / name).chmod(0o755)
+    for name, text in {
+        "new/etc/alpine-release": "3.22", "new/etc/os-release": "", "new/etc/passwd": "root:x:0:0::/root:/bin/sh\n"
+        "ops:x:1000:1000::/home/ops:/bin/sh\n", "new/etc/inittab": "#ttyS0::respawn:getty\n", "new/etc/fstab": "",
+        "old/etc/imagesmith/answers": "A=1\n", "old/etc/resolv.conf": "nameserver 10.0.2.3\n", "console": "",
+        "cmdline": "archisobasedir=arch script=http://10.0.2.2:80/xyz/install.sh console=ttyS0\n",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+    for old, new in {"/mnt": "new", "/dev/console": "console", "/dev/ttyS0": "console", "/proc/cmdline": "cmdline",
+                     "/tmp/imagesmith": "tmp", "/root/imagesmith": "root/here"}.items():  # fmt: skip
+        script = script.replace(old, f"{folder}/{new}")
+    script = re.sub(r"(?<=[ \t])/etc/(?=imagesmith|local\.d|runlevels|resolv)", f"{folder}/old/etc/", script)
+    script = script.replace('[ -b "$disk" ]', "true")
+    log = folder / "log"
+    env = {"PATH": f"{folder}/bin:/usr/bin:/bin:/usr/sbin", "LOG": str(log), "FAILS": fails}
+    ran = subprocess.run([shell, "-c", script], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         timeout=60, check=False)  # fmt: skip
+    return ran.stdout.decode() + (folder / "console").read_text(), log.read_text().splitlines()
+
+
+def test_the_script_for_alpine(tmp_path: Path) -> None:
+    script = shells("alpine", FULL["alpine"])[0]
+    said, called = pretended(script, tmp_path, "sh")
+    assert re.findall(r"imagesmith: (.*)", said) == [
+        "the answers are there", "setting up the new system", "the installation is complete"
+    ]  # fmt: skip
+    assert called[-1] == "poweroff "
+    assert f"setup-alpine -e -f {tmp_path}/tmp/answers" in called
+    assert any(re.match(r"ops:\$6\$", line) for line in called)
+    assert "root:*" in called
+    assert (tmp_path / "new/home/ops/.ssh/authorized_keys").read_text().splitlines() == FULL["alpine"]["ssh_keys"]
+    assert (tmp_path / "new/etc/inittab").read_text() == "ttyS0::respawn:getty\n"
+    assert not (tmp_path / "old/etc/imagesmith").exists()
+
+
+@pytest.mark.parametrize(("fails", "says"), [
+    ("setup-alpine", "setup-alpine did not end well"), ("chroot", "the new system could not be set up")
+])  # fmt: skip
+def test_the_script_for_alpine_tells_and_ends_when_it_cannot(tmp_path: Path, fails: str, says: str) -> None:
+    said, called = pretended(shells("alpine", FULL["alpine"])[0], tmp_path, "sh", fails)
+    assert f"imagesmith: failed: {says}" in said
+    assert "complete" not in said
+    assert called[-1] == "poweroff "
+
+
+def test_the_script_for_arch(tmp_path: Path) -> None:
+    said, called = pretended(shells("archinstall", FULL["archinstall"])[0], tmp_path, "bash")
+    told = re.findall(r"imagesmith: (.*)", said)
+    assert told[-1] == "the installation is complete"
+    assert "partitioning" in told
+    assert called[-1] == "poweroff "
+    fetched = [line.split()[-1] for line in called if line.startswith("curl ")]
+    assert fetched == [f"http://10.0.2.2:80/xyz/user_{name}.json" for name in ("configuration", "credentials")]
+    assert "mkfs.ext4 -qF /dev/vda3" in called
+    keys = (tmp_path / "new/home/ops/.ssh/authorized_keys").read_text()
+    assert keys.splitlines() == FULL["archinstall"]["ssh_keys"]
+
+
+@pytest.mark.parametrize(("fails", "says"), [
+    ("curl", "user_configuration.json cannot be fetched"), ("sfdisk", "partitioning"),
+    ("mkfs.ext4", "making file systems"), ("archinstall", "archinstall did not end well"),
+    ("arch-chroot", "the new system could not be set up"),
+])  # fmt: skip
+def test_the_script_for_arch_tells_and_ends_when_it_cannot(tmp_path: Path, fails: str, says: str) -> None:
+    said, called = pretended(shells("archinstall", FULL["archinstall"])[0], tmp_path, "bash", fails)
+    assert f"imagesmith: failed: {says}" in said
+    assert "complete" not in said
+    assert "poweroff " in called
