@@ -134,6 +134,8 @@ def test_scripts_are_scripts_and_nasty_keys_are_words_in_them(kind: str, options
         subprocess.run(["bash", "-n"], input=script.encode(), check=True)
         if kind != "archinstall":  # that one is for bash: >(…)
             subprocess.run(["sh", "-n"], input=script.encode(), check=True)
+        if kind == "alpine":
+            subprocess.run(["busybox", "sh", "-n"], input=script.encode(), check=True)
         for line in script.splitlines():
             if "authorized_keys" in line and line.startswith("printf "):
                 ran = subprocess.run(["sh", "-c", line.split(" >")[0]], stdout=subprocess.PIPE, check=True)
