@@ -20,6 +20,8 @@ _MARKS = {"node-done": ("✔", "green"), "node-cached": ("·", "dim"), "node-fai
           "note": ("!", "yellow")}  # fmt: skip
 _WORDS = {"node-start": "start ", "node-done": "done  ", "node-cached": "cached", "node-failed": "FAILED",
           "note": "note  "}  # fmt: skip
+_PROGRESS = ("phase: ", "answer file read ")
+"""How lines begin that tell how far an installation is, which may take hours."""
 
 
 def duration(seconds: float) -> str:
@@ -67,7 +69,7 @@ def _plain(event: Event, lock: threading.Lock, verbose: bool) -> None:
         lines += [f"       | {line}" for line in _strings(event.data.get("tail"))]
     elif event.event == "check":
         lines.append(_check(event))
-    elif event.event == "node-log" and verbose:
+    elif event.event == "node-log" and (verbose or str(event.data["line"]).startswith(_PROGRESS)):
         lines.append(f"       | {event.data['line']}")
     with lock:
         for line in lines:
