@@ -49,8 +49,8 @@ def held(rendered: Rendered, document: Document, schema: Mapping[str, Any]) -> l
         where = tuple(deepest.absolute_path)
         message, at = _message(deepest, where)
         place = spell(where)
-        known_key = at != where
-        remark = rendered.remark(f"{place}: {message}" if place else message, line_of(document, at, key=known_key))
+        key = at != where or (deepest.validator == "required" and isinstance(where[-1] if where else 0, str))
+        remark = rendered.remark(f"{place}: {message}" if place else message, line_of(document, at, key=key))
         if remark not in found:
             found.append(remark)
     return found[:_MOST_REMARKS]
