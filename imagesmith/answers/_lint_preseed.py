@@ -53,7 +53,7 @@ def logical(text: str) -> Iterator[tuple[str, int, int]]:
     lines go first, so they are no end of a line that ends in ``\``. What that leaves open at the end of the file is
     dropped; it comes with its ``\`` here.
     """
-    parts: list[str] = []
+    joined = ""
     first = last = 0
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.replace("\r", "").lstrip(_SPACE)
@@ -61,12 +61,12 @@ def logical(text: str) -> Iterator[tuple[str, int, int]]:
             continue
         first, last = first or number, number
         if line.endswith("\\"):
-            parts.append(line[:-1].rstrip(_SPACE))
+            joined += (" " if joined else "") + line[:-1].rstrip(_SPACE)
             continue
-        yield " ".join([*parts, line]), first, last
-        parts, first = [], 0
-    if parts:
-        yield " ".join(parts) + "\\", first, last
+        yield joined + (" " if joined else "") + line, first, last
+        joined, first = "", 0
+    if joined:
+        yield joined + "\\", first, last
 
 
 def answers(text: str) -> Iterator[Answer | tuple[str, int, int]]:
