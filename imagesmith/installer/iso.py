@@ -28,6 +28,7 @@ _READ_LIMIT = 1 << 20
 _STRUCTURE_LIMIT = 96 << 20
 """Bytes of directories that are read: several times what the largest DVDs have (some 50 000 files)."""
 _LINKS_FOLLOWED = 8
+_CHUNK = 1 << 20
 _VERSION = re.compile(r";\d+$")
 
 NotThere = PyCdlibInvalidInput
@@ -42,8 +43,8 @@ class _Entry:
     folder: bool = False
     link: str = ""
     size: int = 0
-    end: int = 0
-    """Where its bytes end in the ISO; pycdlib lets none end behind the end of the ISO."""
+    extents: tuple[tuple[int, int], ...] = ()
+    """Where its bytes are: offsets in the ISO, and lengths. Not known in UDF."""
 
 
 class Iso:
@@ -137,8 +138,13 @@ class Iso:
     def _copy(self, entry: _Entry, path: str, into: BinaryIO, limit: int) -> None:
         bounded = _Bounded(into, limit, f"{path} in {self.path.name}")
         with parsing(self.path):
-            self.cd.get_file_from_iso_fp(cast(BinaryIO, bounded), **{self.names: entry.inside})
-        if bounded.written < entry.size or (self._cut and entry.end >= self._file.size):
+            if self.names == "udf_path":
+                self.cd.get_file_from_iso_fp(cast(BinaryIO, bounded), **{self.names: entry.inside})
+            for offset, length in entry.extents:
+                self._file.copy(offset, length, bounded)
+        # pycdlib lets no file end behind the end of the ISO, whatever its record says.
+        end = max((offset + length for offset, length in entry.extents), default=0)
+        if bounded.written < entry.size or (self._cut and end >= self._file.size):
             raise Refused(f"{self.path.name} is cut short: it ends within {path}", hint="download it again")
 
     # -- finding -----------------------------------------------------------------------------------------------
@@ -201,8 +207,8 @@ class Iso:
             if plain in ("", ".", "..") or "/" in plain or "\0" in plain:
                 continue
             folder = bool(record.is_dir())
-            size, end = (0, 0) if folder or link else _size(record, self.names)
-            yield plain, _Entry(posixpath.join(inside, name), folder, link, size, end)
+            size, extents = (0, ()) if folder or link else _place(record, self.names, self.cd.pvd.logical_block_size())
+            yield plain, _Entry(posixpath.join(inside, name), folder, link, size, extents)
 
 
 def _named(entries: Mapping[str, _Entry], name: str) -> tuple[str, _Entry] | None:
@@ -236,16 +242,18 @@ def _link(record: Any, names: Names) -> str:
     return str(record.rock_ridge.symlink_path().decode("utf-8"))
 
 
-def _size(record: Any, names: Names) -> tuple[int, int]:
-    """A file's length, and where its bytes end (0: not known, in UDF)."""
+def _place(record: Any, names: Names, block: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """A file's length, and its extents.
+
+    pycdlib 1.22 gives out only the last part of a file of several, when it is asked for it by its Rock Ridge name.
+    """
     if names == "udf_path":
-        return int(record.get_data_length()), 0
-    size = end = 0
+        return int(record.get_data_length()), ()
+    extents = []
     while record is not None:  # a file of more than 4 GiB has several records (ECMA-119, 6.5.1)
-        length = int(record.get_data_length())
-        size, end = size + length, int(record.extent_location()) * SECTOR + length
+        extents.append((int(record.extent_location()) * block, int(record.get_data_length())))
         record = record.data_continuation
-    return size, end
+    return sum(length for _, length in extents), tuple(extents)
 
 
 # -- making ----------------------------------------------------------------------------------------------------------
@@ -327,6 +335,13 @@ class _Metered:
             if self.left < 0:
                 raise Refused(f"its directories have more than {_STRUCTURE_LIMIT >> 20} MiB")
         return self._file.read(wanted)
+
+    def copy(self, offset: int, length: int, into: _Bounded) -> None:
+        """Copy bytes, as many as there are."""
+        self._file.seek(offset)
+        while length > 0 and (chunk := self._file.read(min(length, _CHUNK))):
+            into.write(chunk)
+            length -= len(chunk)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """See io.IOBase."""
