@@ -214,6 +214,9 @@ def _esp(path: Path, root: Path, files: Tree | None) -> None:
           ["mcopy", "-i", path, program, "::EFI/BOOT/BOOTX64.EFI"]  # fmt: skip
     for argv in run:
         _host.run(argv, purpose="make an ESP")
+    folders = {str(parent) for name in files for parent in Path(name).parents} - {".", "EFI", "EFI/BOOT"}
+    for folder in sorted(folders):
+        _host.run(["mmd", "-i", path, f"::{folder}"], purpose="make an ESP")
     for name, content in files.items():
         (work / "file").write_bytes(content)
         _host.run(["mcopy", "-o", "-i", path, work / "file", f"::{name}"], purpose="make an ESP")

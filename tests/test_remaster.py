@@ -105,6 +105,26 @@ def test_systemd_boots_menu_is_changed_as_well(tmp_path: Path) -> None:
             "options archisosearchuuid=2024-11-01-10-09-22-00 console=ttyS0\n")  # fmt: skip
 
 
+def test_menus_in_the_esp_are_changed_where_they_are(tmp_path: Path) -> None:
+    """Arch's systemd-boot, and Fedora's GRUB, read their menus from the FAT image that UEFI boots."""
+    tree = isos.arch()
+    esp = {name: content for name, content in tree.items() if name.startswith("loader/")}
+    esp |= {"EFI/BOOT/grub.cfg": b'set default="1"\nmenuentry "x" {\n\tlinuxefi /k\n\tinitrdefi /i\n}\n'}
+    source = isos.isolinux_hybrid(tmp_path / "a.iso", tree, "ARCH_202411", esp=esp)
+    remaster(source, tmp_path / "b.iso", {}, ["console=ttyS0", "x=$y"], HOST)
+    at, = uefi_images(tmp_path / "b.iso")
+
+    def inside(name: str) -> str:
+        return HOST.run(["mcopy", "-i", f"{tmp_path / 'b.iso'}@@{at}", f"::{name}", "-"], purpose="look").text
+
+    assert "default imagesmith.conf" in inside("loader/loader.conf")
+    assert "archisobasedir=arch" in inside("loader/entries/imagesmith.conf")
+    menu = inside("EFI/BOOT/grub.cfg")
+    assert menu.startswith('set default="1"')
+    assert "  linuxefi /arch/boot/x86_64/vmlinuz-linux archisobasedir=arch" in menu
+    assert "console=ttyS0 'x=$y'\n  initrdefi /arch/boot/x86_64/initramfs-linux.img\n}" in menu
+
+
 @pytest.mark.parametrize("word", ["a\nb", "a\0"])
 def test_nothing_is_smuggled_into_a_menu(tmp_path: Path, word: str) -> None:
     source = isos.plain(tmp_path / "a.iso", isos.debian(), "A")
