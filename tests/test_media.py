@@ -27,6 +27,8 @@ MEDIA: dict[str, tuple[isos.Tree, str, Medium]] = {
     "ubuntu": (isos.ubuntu(), "Ubuntu-Server 24.04.1 LTS amd64", Medium(
         Path(), family="subiquity", name='Ubuntu-Server 24.04.1 LTS "Noble Numbat"', arch="x86_64",
         kernel="/casper/vmlinuz", initrds=("/casper/initrd",))),
+    "mint": (isos.ubuntu() | {".disk/info": b'Linux Mint 22 "Wilma" - Release amd64 20240722'}, "Linux Mint 22", Medium(
+        Path(), name='Linux Mint 22 "Wilma"', arch="x86_64", kernel="/casper/vmlinuz", initrds=("/casper/initrd",))),
     "fedora": (isos.fedora(), "Fedora-S-dvd-x86_64-40", Medium(
         Path(), family="anaconda", name="Fedora 40", arch="x86_64", kernel="/images/pxeboot/vmlinuz",
         initrds=("/images/pxeboot/initrd.img",), arguments=("inst.stage2=hd:LABEL=Fedora-S-dvd-x86_64-40",))),

@@ -99,7 +99,9 @@ class Looker:
         if not self._iso.is_folder("/casper"):
             return None
         info = self._disk_info(medium)
-        booted = self._boot(replace(medium, family="subiquity", name=info.name, arch=info.arch))
+        # Others have taken casper and brought an installer of their own (Linux Mint, Pop!_OS).
+        family = "subiquity" if "ubuntu" in f"{info.name} {medium.label}".lower() else ""
+        booted = self._boot(replace(medium, family=family, name=info.name, arch=info.arch))
         if not booted.kernel:
             pairs = [("vmlinuz", "initrd"), ("vmlinuz", "initrd.gz"), ("hwe-vmlinuz", "hwe-initrd")]
             booted = self._first(booted, [(f"/casper/{kernel}", f"/casper/{initrd}") for kernel, initrd in pairs])
