@@ -12,7 +12,6 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, cast
@@ -20,15 +19,13 @@ from typing import Any, BinaryIO, Literal, Self, cast
 from pycdlib import PyCdlib
 from pycdlib.pycdlibexception import PyCdlibInvalidInput
 
-from imagesmith.errors import BuildError, ImagesmithError, Refused
+from imagesmith.errors import BuildError, Refused
+from imagesmith.installer.iso_guard import Bounded, Metered, parsing
 
 SECTOR = 2048
 """Bytes; ECMA-119, 6.1.2."""
 _READ_LIMIT = 1 << 20
-_STRUCTURE_LIMIT = 96 << 20
-"""Bytes of directories that are read: several times what the largest DVDs have (some 50 000 files)."""
 _LINKS_FOLLOWED = 8
-_CHUNK = 1 << 20
 _VERSION = re.compile(r";\d+$")
 
 NotThere = PyCdlibInvalidInput
@@ -45,6 +42,9 @@ class _Entry:
     size: int = 0
     extents: tuple[tuple[int, int], ...] = ()
     """Where its bytes are: offsets in the ISO, and lengths. Not known in UDF."""
+
+
+_ROOT = _Entry("/", folder=True)
 
 
 class Iso:
@@ -68,7 +68,7 @@ class Iso:
     def __enter__(self) -> Self:
         """Open it. Raises BuildError where there is no such file, Refused where it is no ISO that can be read."""
         try:
-            self._file = _Metered(self.path.open("rb"))
+            self._file = Metered(self.path.open("rb"))
         except OSError as error:
             raise BuildError(f"cannot open {self.path}: {error.strerror}") from error
         self.cd = PyCdlib()
@@ -136,7 +136,7 @@ class Iso:
         return found[1]
 
     def _copy(self, entry: _Entry, path: str, into: BinaryIO, limit: int) -> None:
-        bounded = _Bounded(into, limit, f"{path} in {self.path.name}")
+        bounded = Bounded(into, limit, f"{path} in {self.path.name}")
         with parsing(self.path):
             if self.names == "udf_path":
                 self.cd.get_file_from_iso_fp(cast(BinaryIO, bounded), **{self.names: entry.inside})
@@ -151,40 +151,28 @@ class Iso:
 
     def _find(self, path: str) -> tuple[str, _Entry] | None:
         """The real path, and what is there."""
-        here, entry = "/", _Entry("/", folder=True)
+        way = [("/", _ROOT)]
         left = [part for part in path.split("/") if part]
         links = 0
         while left:
             part = left.pop(0)
-            if part == ".":
-                continue
-            if part == "..":  # of a link; never above the root
-                here, entry = posixpath.dirname(here), _Entry("", folder=True)
-                entry = _Entry("/", folder=True) if here == "/" else self._entries_at(posixpath.dirname(here))[
-                    posixpath.basename(here)]  # fmt: skip
-                continue
-            if not entry.folder:
-                return None
-            named = _named(self._entries(here, entry), part)
-            if named is None:
-                return None
-            name, entry_below = named
-            if entry_below.link:
-                links += 1
-                if links > _LINKS_FOLLOWED:
+            here, entry = way[-1]
+            if part == "..":  # never above the root
+                way = way[:-1] or way[:1]
+            elif part != ".":
+                named = _named(self._entries(here, entry), part) if entry.folder else None
+                if named is None:
                     return None
-                target = entry_below.link
-                left = [part for part in target.split("/") if part] + left
-                if target.startswith("/"):
-                    here, entry = "/", _Entry("/", folder=True)
-                continue
-            here, entry = posixpath.join(here, name), entry_below
-        return here, entry
-
-    def _entries_at(self, folder: str) -> dict[str, _Entry]:
-        found = self._folders.get(folder)
-        assert found is not None, "only folders that were gone through are asked for"
-        return found
+                name, below = named
+                if below.link:
+                    links += 1
+                    if links > _LINKS_FOLLOWED:
+                        return None
+                    left = [part for part in below.link.split("/") if part] + left
+                    way = way[:1] if below.link.startswith("/") else way
+                else:
+                    way.append((posixpath.join(here, name), below))
+        return way[-1]
 
     def _entries(self, path: str, entry: _Entry) -> dict[str, _Entry]:
         known = self._folders.get(path)
@@ -298,74 +286,3 @@ def relative(name: str) -> str:
     if not all(parts) or {".", ".."} & set(parts) or "\0" in name:
         raise BuildError(f"{name!r} is no name for a file on a volume")
     return "/".join(parts)
-
-
-# -- not trusting ----------------------------------------------------------------------------------------------------
-
-
-class _Bounded:
-    """Takes what pycdlib writes, up to a limit."""
-
-    def __init__(self, into: BinaryIO, limit: int, what: str) -> None:
-        self._into, self._limit, self._what = into, limit, what
-        self.written = 0
-
-    def write(self, data: bytes) -> int:
-        """Write it on. Raises Refused beyond the limit."""
-        self.written += len(data)
-        if self.written > self._limit:
-            raise Refused(f"{self._what} has more bytes than it can have ({self._limit})")
-        self._into.write(data)
-        return len(data)
-
-
-class _Metered:
-    """A file whose reader has ``left`` bytes to read, each read counting for at least a sector (None: no limit)."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.left: int | None = _STRUCTURE_LIMIT
-        self.size = os.fstat(file.fileno()).st_size
-
-    def read(self, size: int = -1) -> bytes:
-        """See io.RawIOBase. Raises Refused when nothing is left."""
-        wanted = self.size if size < 0 else min(size, self.size)
-        if self.left is not None:
-            self.left -= max(wanted, SECTOR)
-            if self.left < 0:
-                raise Refused(f"its directories have more than {_STRUCTURE_LIMIT >> 20} MiB")
-        return self._file.read(wanted)
-
-    def copy(self, offset: int, length: int, into: _Bounded) -> None:
-        """Copy bytes, as many as there are."""
-        self._file.seek(offset)
-        while length > 0 and (chunk := self._file.read(min(length, _CHUNK))):
-            into.write(chunk)
-            length -= len(chunk)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See io.IOBase."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """See io.IOBase."""
-        return self._file.tell()
-
-    def close(self) -> None:
-        """See io.IOBase."""
-        self._file.close()
-
-
-@contextmanager
-def parsing(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside pycdlib is a Refused."""
-    try:
-        yield
-    except Refused as error:
-        raise Refused(f"{path} is not an ISO that can be read: {error.message}") from error
-    except (ImagesmithError, OSError):
-        raise
-    except Exception as error:  # of a hostile or broken structure: anything (KeyError, struct.error, RecursionError …)
-        what = str(error) or type(error).__name__
-        raise Refused(f"{path} is not an ISO that can be read: {what}",
-                      hint="is it the file that you mean, and was it downloaded whole?") from error  # fmt: skip

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imagesmith.installer.iso import Iso, NotThere, parsing, relative
+from imagesmith.installer.iso import Iso, NotThere, relative
+from imagesmith.installer.iso_guard import parsing
 
 
 def rewrite(source: Path, into: Path, files: Mapping[str, bytes]) -> None:
