@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,17 +165,27 @@ def test_ways_that_cannot_be_had_are_told_with_those_that_can() -> None:
         ({}, MEDIUM, "kernel", "initrd"),
         ({"way": "http"}, MEDIUM, "kernel", "http"),
         ({"remaster": True}, MEDIUM, "copy", "initrd"),
-        ({"boot_command": ("<enter>",)}, MEDIUM, "cd", "http"),
+        ({"boot_command": ("<enter>",)}, MEDIUM, "cd", "volume"),
         ({}, Medium(Path("/w.iso"), family="windows", arch="x86_64"), "cd", "volume"),
         ({"iso": None}, MEDIUM, "disk", "volume"),
+        ({"firmware": "uefi-secure"}, MEDIUM, "copy", "initrd"),
+        ({"boot_command": ("url={url}",)}, MEDIUM, "cd", "http"),
+        ({"firmware": "uefi"}, Medium(Path("/w.iso"), family="windows", arch="x86_64"), "copy", "volume"),
     ],
 )
 def test_what_is_booted_follows_from_the_medium_and_the_recipe(
     change: dict[str, object], medium: Medium, boot: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootplan, "look", lambda path: medium)
-    made = make_plan(Installation(**{"iso": Path("/a.iso"), "deliver": lambda m: WAYS, **change}), HARDWARE)  # type: ignore[arg-type]
+    hardware = replace(HARDWARE, firmware=change.pop("firmware", "bios"))  # type: ignore[arg-type]
+    made = make_plan(Installation(**{"iso": Path("/a.iso"), "deliver": lambda m: WAYS, **change}), hardware)  # type: ignore[arg-type]
     assert (made.boot, made.delivery.way) == (boot, way)
+
+
+def test_arguments_that_nothing_takes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootplan, "look", lambda path: Medium(Path("/x.iso")))
+    with pytest.raises(BuildError, match="nothing here takes kernel arguments"):
+        make_plan(Installation(Path("/x.iso"), lambda m: WAYS, arguments=("debug",)), HARDWARE)
 
 
 def test_an_iso_for_another_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from imagesmith.errors import GuestFailed, Interrupted, ToolFailed
 from imagesmith.host import Host
+from imagesmith.installer import follow as follow_module
 from imagesmith.installer.follow import Evidence, Follower
 from imagesmith.installer.signs import Reader
 from imagesmith.installer.syslog import Journal
@@ -112,6 +113,7 @@ def test_it_is_told_without_waiting_where_the_installer_goes_on_talking() -> Non
         ("Unable to find a medium containing a live file system", "does not find its medium"),
         ("Entering emergency mode. Exit the shell to continue.", "does not find its medium"),
         ("No bootable device.", "no bootable device"),
+        ("Fatal glibc error: CPU does not support x86-64-v2", "CPU lacks what this system needs"),
     ],
 )
 def test_failures_that_installers_share(line: str, meaning: str) -> None:
@@ -311,6 +313,23 @@ def test_a_failure_comes_with_the_tail_and_the_files(tmp_path: Path) -> None:
         follow(Puppet([b"go\nbad\n"]), tmp_path)
     assert caught.value.tail == "the tail"
     assert [path.name for path in caught.value.artifacts] == ["install-console.log"]
+
+
+def test_of_a_silent_machines_pictures_the_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_PICTURE", 0.15), ("_LOOK", 0.01), ("_POLL", 0.02)):
+        monkeypatch.setattr(follow_module, name, value)
+    taken: list[Path] = []
+
+    class Photographed(Puppet):
+        def screenshot(self, path: Path) -> None:
+            taken.append(path.with_stem(f"{path.stem}-{len(taken)}"))
+            path.write_bytes(b"png")
+            if len(taken) > 8:
+                self._unsaid = b"done\n"
+
+    follow(Photographed([b""], MachineSpec(network=False)), tmp_path)
+    assert len(taken) > 8
+    assert len(list(tmp_path.glob("screen-*.png"))) == 5
 
 
 def test_cancelling_ends_the_watch(tmp_path: Path) -> None:

@@ -161,7 +161,11 @@ def make_plan(installation: Installation, hardware: Hardware) -> BootPlan:
     parse(installation.boot_command)  # before anything is made
     hindrances = _hindrances(installation, medium, hardware)
     delivery = choose(installation.deliver(medium), installation.way, hindrances)
-    return BootPlan(installation, hardware, medium, delivery, _boot(installation, medium, delivery, hardware))
+    boot = _boot(installation, medium, delivery, hardware)
+    if installation.arguments and boot in ("cd", "disk"):
+        raise BuildError("nothing here takes kernel arguments ('boot')", hint="type them, in 'boot_command', or leave "
+                         "them out")  # fmt: skip
+    return BootPlan(installation, hardware, medium, delivery, boot)
 
 
 def _boot(installation: Installation, medium: Medium, delivery: Delivery, hardware: Hardware) -> Boot:
@@ -172,7 +176,9 @@ def _boot(installation: Installation, medium: Medium, delivery: Delivery, hardwa
     if installation.boot_command:
         return "cd"
     if medium.kernel:
-        return "kernel"
+        # Secure Boot lets no kernel start that is not signed by somebody whom the firmware knows; the ISO's own boot
+        # loader knows more of them (OVMF verifies what -kernel gives it as any other program).
+        return "copy" if hardware.firmware == "uefi-secure" else "kernel"
     # Under UEFI Windows waits for a key before it boots from a CD; a copy need not.
     return "copy" if medium.family == "windows" and hardware.firmware != "bios" else "cd"
 

@@ -188,7 +188,7 @@ class Follower:
         if not self._machine.spec.screen or now - max(self._said_at, self._pictured_at) < _PICTURE:
             return
         self._pictured_at = now
-        path = self._evidence.folder / f"screen-{now:05.0f}s.png"
+        path = self._evidence.folder / f"screen-{now:07.1f}s.png"
         if self._shoot(path):
             self._pictures.append(path)
         if len(self._pictures) > _PICTURES_KEPT:

@@ -16,6 +16,9 @@ _COMMON = (
     (r"(?i)dropping to a shell!|unable to find a (?:medium containing a )?live file system", _NO_SYSTEM),
     (r"Cannot open access to console, the root account is locked|Give root password for maintenance",
      "its start-up ended in emergency mode"),
+    # glibc: sysdeps/x86/get-isa-level.h, elf/dl-hwcaps.c
+    (r"CPU (?:ISA level is lower than required|does not support (x86-64-v\d))",
+     "the machine's CPU lacks what this system needs; 'cpu' under 'machine' chooses another"),
     (r"No bootable device", "the firmware found no bootable device (SeaBIOS)"),
     (r"BdsDxe: No bootable option|^Shell>", "the firmware found nothing to boot (UEFI)"),
     (r"grub rescue>", "GRUB does not find its files and dropped to its rescue prompt"),
