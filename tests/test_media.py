@@ -142,7 +142,7 @@ source ($root)/boot/grub/more.cfg
         "/boot/grub/more.cfg": 'submenu "More" { menuentry "Two" --id=two {\nlinux16 /k ${opts} \'x;y\'\n'
                                "initrd16 /i\n} }",
     })  # fmt: skip
-    assert (first.kernel, first.arguments, first.initrds) == ("/vmlinuz", ("a=b c", "d"), ("/one", "/two"))
+    assert (first.kernel, first.arguments, first.initrds) == ("/vmlinuz", ('"a=b c"', "d"), ("/one", "/two"))
     assert (second.title, second.kernel, second.initrds) == ("Two", "/k", ("/i",))
     assert second.arguments == ("inst.stage2=hd:LABEL=A", "B", "x;y")
 

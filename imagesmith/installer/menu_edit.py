@@ -57,7 +57,7 @@ def grub(before: str, start: Start) -> str:
 
 def _grub_quoted(word: str) -> str:
     """A word that GRUB takes as it is (GNU GRUB manual, "Quoting")."""
-    return word if re.fullmatch(r"[\w/.,:=@%+\-]+", word) else "'" + word.replace("'", "'\\''") + "'"
+    return word if re.fullmatch(r'[\w/.,:=@%+\-]+|"[^"$\\]*"', word) else "'" + word.replace("'", "'\\''") + "'"
 
 
 def systemd_boot(menu: str, start: Start) -> dict[str, str]:

@@ -81,7 +81,9 @@ def _entry(menu: str, title: str, body: str, variables: dict[str, str]) -> Entry
             continue
         given = [word for raw in words[1:] for word in _split(raw, known)]
         if re.fullmatch(r"linux(?:16|efi)?", name) and given:
-            kernel, arguments = inside(given[0]), given[1:]
+            # A word with blanks gets quotes around it again (GRUB, grub_create_loader_cmdline), which the kernel knows.
+            kernel = inside(given[0])
+            arguments = [f'"{word}"' if re.search(r"\s", word) else word for word in given[1:]]
         elif re.fullmatch(r"initrd(?:16|efi)?", name):
             initrds = [inside(word) for word in given]
     if not kernel:
