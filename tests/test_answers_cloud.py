@@ -199,8 +199,9 @@ def test_butane_is_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (delivery,) = answer.deliveries(ISO["ignition"])
     assert json.loads(delivery.files["config.ign"]) == {"made": 1}
-    program.write_text("#!/bin/sh\necho 'Error at $.passwd.users.0.name, line 5 col 13: no' >&2\nexit 1\n")
-    assert lint(answer, Host()) == [(5, "passwd.users.0.name: no")]
+    program.write_text("#!/bin/sh\n{ echo 'warning at $.passwd.users.0.nmae, line 5 col 7: Unused key nmae'\n"
+                       "echo 'Config produced warnings and --strict was specified'; } >&2\nexit 1\n")  # fmt: skip
+    assert lint(answer, Host()) == [(5, "passwd.users.0.nmae: Unused key nmae")]
 
 
 # -- lint --------------------------------------------------------------------------------------------------------

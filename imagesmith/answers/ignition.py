@@ -21,7 +21,7 @@ from imagesmith.kinds import Remark
 
 _ITEMS = ("opt/com.coreos/config", "opt/org.flatcar-linux/config")
 """Where Ignition looks in QEMU's firmware configuration: Fedora CoreOS', and Flatcar's."""
-_ERROR = re.compile(r"^(?:Error|Warning) at \$?(?P<path>[^,]*), line (?P<line>\d+) col \d+: (?P<message>.*)$", re.M)
+_ERROR = re.compile(r"(?im)^(?:error|warning) at \$(?P<path>[^,]*), line (?P<line>\d+) col \d+: (?P<message>.*)$")
 _UNIT = "imagesmith-poweroff.service"
 
 
