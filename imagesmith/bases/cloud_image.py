@@ -70,7 +70,7 @@ class CloudImage(Sourced, name="cloud-image", version=1):
             shop.install(
                 Installation(
                     iso=None, deliver=self.seed.deliveries, signs=self.seed.signs, within=self.within,
-                    log_arguments=self.seed.log_arguments, log_ports=self.seed.log_ports,
+                    read_within=self.within / 2, log_arguments=self.seed.log_arguments, log_ports=self.seed.log_ports,
                 ),
                 into,
             )  # fmt: skip
