@@ -122,13 +122,12 @@ def _with_xorriso(source: Path, into: Path, files: Mapping[str, bytes], host: Ho
             file.write_bytes(content)
             maps += ["-map", file, path]
         host.run(
-            ["xorriso", "-abort_on", "FAILURE", "-return_with", "FAILURE", "32", "-indev", f"stdio:{source}",
-             "-outdev", f"stdio:{into}", "-joliet", "on" if joliet else "off", "-padding", "included",
-             "-boot_image", "any", "replay", *maps],
+            ["xorriso", "-abort_on", "FAILURE", "-indev", f"stdio:{source}", "-outdev", f"stdio:{into}",
+             "-joliet", "on" if joliet else "off", "-padding", "included", "-boot_image", "any", "replay", *maps],
             purpose=_WHY, timeout=_TIMEOUT,
         )  # fmt: skip
     end = gpt_end(into)
-    if 0 < into.stat().st_size - end < _BLOCK:  # a disk ends with its backup GPT
+    if end and 0 < into.stat().st_size - end < _BLOCK:  # a disk ends with its backup GPT
         os.truncate(into, end)
 
 
