@@ -95,6 +95,27 @@ def test_freebsd_takes_variables_of_its_loader(tmp_path: Path) -> None:
         remaster(source, tmp_path / "c.iso", {}, ["quiet"], HOST)
 
 
+def test_freebsds_partition_table_is_no_obstacle(tmp_path: Path) -> None:
+    """Its ISO has the beginning of a GPT in front, and no backup (release/amd64/mkisoimages.sh)."""
+    tree = isos.freebsd() | {"boot/cdboot": b"\xeb\xfe" * 1024, "efi.img": bytes(510) + b"\x55\xaa" + bytes(1 << 20)}
+    source = isos.plain(
+        tmp_path / "a.iso", tree, "14_1_RELEASE_AMD64_CD", "-R", "-b", "boot/cdboot", "-no-emul-boot",
+        "-eltorito-alt-boot", "-e", "efi.img", "-no-emul-boot",
+    )  # fmt: skip
+    at, = uefi_images(source)
+    disk = tmp_path / "disk"
+    disk.write_bytes(source.read_bytes() + bytes(1 << 20))
+    HOST.run(["sfdisk", disk], purpose="make a GPT",
+             input=f"label: gpt\ntable-length: 8\nfirst-lba: 34\nstart={at // 512}, size=2048, type=U\n".encode())
+    source.write_bytes(disk.read_bytes()[: 16 * 2048] + source.read_bytes()[16 * 2048 :])
+    assert hybrid(source)
+    remaster(source, tmp_path / "b.iso", {"etc/installerconfig": b"#!/bin/sh\n"}, ["boot_multicons=YES"], HOST)
+    with Iso(tmp_path / "b.iso") as iso:
+        assert iso.read("/etc/installerconfig") == b"#!/bin/sh\n"
+        assert iso.read("/boot/cdboot") == tree["boot/cdboot"]
+    assert len(uefi_images(tmp_path / "b.iso")) == 1
+
+
 def test_systemd_boots_menu_is_changed_as_well(tmp_path: Path) -> None:
     source = isos.plain(tmp_path / "a.iso", isos.arch(), "ARCH_202411")
     remaster(source, tmp_path / "b.iso", {}, ["console=ttyS0", "-archisobasedir"], HOST)

@@ -63,6 +63,7 @@ def remaster(source: Path, into: Path, files: Mapping[str, bytes], arguments: Se
             _with_xorriso(source, into, changed, host, joliet)
         else:
             rewrite(source, into, changed)
+        _verify(into, changed)
         for offset in uefi_images(into):
             if start is not None:
                 _edit_esp(into, offset, start, host)
@@ -122,13 +123,22 @@ def _with_xorriso(source: Path, into: Path, files: Mapping[str, bytes], host: Ho
             file.write_bytes(content)
             maps += ["-map", file, path]
         host.run(
-            ["xorriso", "-abort_on", "FAILURE", "-indev", f"stdio:{source}", "-outdev", f"stdio:{into}",
-             "-joliet", "on" if joliet else "off", "-padding", "included", "-boot_image", "any", "replay", *maps],
+            # A partition table that it finds strange makes it SORRY (FreeBSD's GPT has no backup), and no less able.
+            ["xorriso", "-abort_on", "FAILURE", "-return_with", "FAILURE", "32", "-indev", f"stdio:{source}",
+             "-outdev", f"stdio:{into}", "-joliet", "on" if joliet else "off", "-padding", "included",
+             "-boot_image", "any", "replay", *maps],
             purpose=_WHY, timeout=_TIMEOUT,
         )  # fmt: skip
     end = gpt_end(into)
     if end and 0 < into.stat().st_size - end < _BLOCK:  # a disk ends with its backup GPT
         os.truncate(into, end)
+
+
+def _verify(into: Path, files: Mapping[str, bytes]) -> None:
+    with Iso(into) as iso:
+        for path, content in files.items():
+            if path not in iso or iso.read(path, len(content)) != content:
+                raise BuildError(f"{path} did not get into the copy of the ISO as it should be")
 
 
 # -- the file system that UEFI boots from ----------------------------------------------------------------------------
