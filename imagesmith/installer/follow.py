@@ -126,7 +126,7 @@ class Follower:
                 self._again_or_fail(failure)
             elif self._watch.done(self.now):
                 self._log("the installer is done, and waits; switching the machine off")
-                self._machine.power_off(within=60)
+                self._machine.power_off(within=30)
                 return self._ended("shutdown")
             time.sleep(_POLL)
 
