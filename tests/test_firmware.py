@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from imagesmith.outputs.qcow2 import Qcow2
 from imagesmith.outputs.raw import Raw
 from imagesmith.store_files import layer_digests
 from imagesmith.workbench import Bench
+from tests.conftest import Command
 
 HOST = Host()
 MIB = 1 << 20
@@ -199,7 +201,10 @@ def test_a_boot_that_secure_boot_refused_is_told_as_such() -> None:
     said = """BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0): Access Denied
 BdsDxe: loading Boot0002 "EFI Internal Shell" from Fv(7CB8BDC9-F8EB-4F34-AAEA-3EE4AF6516A1)"""
     assert boot_fault(said) is None
-    assert "Secure Boot" in (boot_fault(said + "\nBdsDxe: No bootable option or device was found.") or "")
+    assert "firmware refused" in (boot_fault(said + "\nBdsDxe: No bootable option or device was found.") or "")
+    assert "shim refused" in (boot_fault("ERROR\nVerification failed: (0x1A) Security Violation") or "")
+    said = "  Booting `Linux'\nerror: bad shim signature.\nerror: you need to load the kernel first."
+    assert "GRUB refused the kernel" in (boot_fault(said) or "")
 
 
 # -- TPM ---------------------------------------------------------------------------------------------------------
@@ -240,3 +245,49 @@ def test_a_state_that_is_none_says_so(tmp_path: Path) -> None:
         machine = Machine(HOST, MachineSpec(tpm=tpm.socket, network=False, screen=False), tmp_path / "console")
         with pytest.raises(GuestFailed, match="tpm-emulator"), machine:
             pass
+
+
+# -- all of it, in a guest -----------------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parent / "recipes" / "secure.yaml"
+NEXT = """
+name: secure-next
+machine: {memory: 1G, firmware: [uefi-secure, uefi], tpm: true}
+base: {recipe: %s}
+steps:
+  - name: what was kept
+    via: ssh
+    shell: |
+      tpm-index there
+      efibootmgr | grep remembered
+checks:
+  - boot: {within: 10m}
+  - command: tpm-index gone
+  - command: test "$(efibootmgr | grep -c remembered)" = "$(mokutil --sb-state | grep -c enabled)"
+"""
+
+
+def test_a_guest_under_secure_boot_with_a_tpm_is_provisioned(command: Command) -> None:
+    """Booted once, and gone on with from its state: the TPM and the variables are then as they were."""
+    command("build", RECIPE)
+    again = command("build", RECIPE, "--from", "provision", "-v").err
+    assert "going on from the checkpoint" in again
+    output = command.output / "secure"
+    assert "remembered".encode("utf-16-le") in (output / "secure.variables.fd").read_bytes()
+    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
+        "SHA256SUMS", "manifest.json", "secure.raw", "secure.variables.fd",
+    ]  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in (command.store / "layers").glob(f"*/{KEPT}")} == {0o600}
+
+
+@pytest.mark.slow
+def test_the_next_boots_find_what_the_firmware_remembers(command: Command, tmp_path: Path) -> None:
+    """The TPM of the checks is a new one, and each firmware has its own store."""
+    command("build", RECIPE)
+    recipe = tmp_path / "next.yaml"
+    recipe.write_text(NEXT % RECIPE)
+    command("build", recipe)
+    manifest = json.loads((command.output / "secure-next" / "manifest.json").read_text())
+    assert [(check["firmware"], check["passed"]) for check in manifest["checks"]] == [
+        *[("uefi-secure", True)] * 3, *[("uefi", True)] * 3,
+    ]  # fmt: skip

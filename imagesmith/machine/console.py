@@ -25,6 +25,10 @@ _PANIC = re.compile(r"Kernel panic - not syncing: ?(.*)")
 _FAULTS = (
     (re.compile(r"BdsDxe: failed to load Boot[^\n]*: Access Denied\n(?s:.*)BdsDxe: No bootable option"),
      "the firmware refused to boot what is not signed with a key it knows (UEFI Secure Boot)"),
+    (re.compile(r"Verification failed: \(0x1A\) Security Violation"),
+     "shim refused to start what is not signed with a key it knows (UEFI Secure Boot)"),
+    (re.compile(r"error: bad shim signature"),
+     "GRUB refused the kernel, which is not signed with a key that shim knows (UEFI Secure Boot)"),
     (re.compile(r"No bootable device"), "the firmware found no bootable device (SeaBIOS)"),
     (re.compile(r"BdsDxe: No bootable option|UEFI Interactive Shell|Shell>"),
      "the firmware found nothing to boot (UEFI)"),
