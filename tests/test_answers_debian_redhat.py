@@ -209,6 +209,7 @@ def test_how_a_kickstart_goes() -> None:
     ("kickstart", "Installing libgcc.x86_64 (1/326)", "installing packages"),
     ("kickstart", "Preparing transaction from installation source", "installing packages"),
     ("kickstart", "Running post-installation scripts", "running %post"),
+    ("kickstart", "Pane is dead (status 0, Fri Nov 27 15:00:00 2026)", ""),
 ])  # fmt: skip
 def test_what_an_installer_is_doing(kind: str, line: str, doing: str) -> None:
     reader = Reader(type(make(kind)).signs)
@@ -231,7 +232,7 @@ def test_what_an_installer_is_doing(kind: str, line: str, doing: str) -> None:
     ("kickstart", "The following problem occurred on line 10 of the kickstart file:", "imagesmith validate"),
     ("kickstart", "The installation was stopped due to an error which occurred while running in", "missing"),
     ("kickstart", "An unknown error has occured, look at the /tmp/anaconda-tb* file(s) for more details", "crashed"),
-    ("kickstart", "Pane is dead", "crashed"),
+    ("kickstart", "Pane is dead (status 1, Fri Nov 27 15:00:00 2026)", "crashed"),
     ("kickstart", "Please make a selection from the above ['c' to continue, 'q' to quit, 'r' to", "asks"),
     ("kickstart", "Installation complete. Press ENTER to quit: ", "'poweroff' or 'reboot'"),
 ])  # fmt: skip

@@ -88,7 +88,8 @@ class Kickstart(Server, name="kickstart", version=1):
              "the boot loader could not be installed"),
             (r"Would you like to ignore this and continue with installation\?", "the installer asks whether to go on"),
             (r"installation will be aborted|The installer will now terminate", "Anaconda has given up"),
-            (r"An unknown error has occured|anaconda-tb-|Pane is dead", "Anaconda crashed"),
+            # tmux says so at a good end, too: with status 0, or (older) without any
+            (r"An unknown error has occured|Pane is dead \((?:status [1-9]|signal)", "Anaconda crashed"),
             (r"Please make (?:a selection|your choice) from (?:the )?above|Please respond 'yes' or 'no'",
              "the installer asks for something that the kickstart does not say"),
             (r"Installation complete\. Press \S+ to quit",
