@@ -24,8 +24,8 @@ class Kickstart(Server, name="kickstart", version=1):
     tree (`https://download.rockylinux.org/pub/rocky/9/BaseOS/x86_64/os/`); by default packages come from the ISO where
     it has them, else from the distribution's nearest mirror.
 
-    Your own file (`kickstart: ks.cfg`) is a Jinja2 template that sees the recipe's variables: `{{ '{{' }}`,
-    `{{ '{%' }}` and `{{ '{#' }}` begin something (`%packages` and `%post` do not). Anaconda runs without any
+    Your own file (`kickstart: ks.cfg`) is a Jinja2 template that sees the recipe's variables: `{{`, `{%` and
+    `{#` begin something (`%packages` and `%post` do not). Anaconda runs without any
     interaction, so what the file does not say ends the installation. The installed system should have an SSH server and
     `console=ttyS0` among its kernel's arguments, and the file should say `poweroff` or `reboot`: else Anaconda waits
     for a key at the end. It is not kept in the installed system.

@@ -43,7 +43,7 @@ class Preseed(Server, name="preseed", version=1):
     `mirror` is the archive's address (`http://deb.debian.org/debian`); for Ubuntu it must be given.
 
     Your own file (`preseed: my.cfg`) is the installer's own format, see its manual's appendix B, and a Jinja2 template
-    that sees the recipe's variables: `{{ '{{' }}`, `{{ '{%' }}` and `{{ '{#' }}` begin something. The installed system
+    that sees the recipe's variables: `{{`, `{%` and `{#` begin something. The installed system
     should have an SSH server and `console=ttyS0` among its kernel's arguments. End with
     `d-i debian-installer/exit/poweroff boolean true` or a restart.
 
