@@ -18,6 +18,8 @@ from imagesmith.errors import BuildError, GuestFailed, ImagesmithError, Interrup
 from imagesmith.host import Host
 from imagesmith.installer.install import Hardware, install
 from imagesmith.interfaces import Delivery, Installation, Signs
+from imagesmith.machine.arguments import MachineSpec
+from imagesmith.machine.qemu import Machine
 from tests.conftest import Command
 from tests.small_installer import Kit, Style, iso, kit
 
@@ -263,6 +265,20 @@ def test_under_uefi_the_firmwares_memory_stays_beside_the_disk(small: Kit, tmp_p
         run(tmp_path, small, "debian", "good", site)
     assert any(line.startswith("answer file read") for line in site.lines)
     assert [path.stat().st_size for path in tmp_path.glob("*.fd")] > [0]
+
+
+@pytest.mark.slow
+def test_a_machine_that_may_not_restart_itself_is_started_again(small: Kit, tmp_path: Path) -> None:
+    spec = MachineSpec(kernel=small.kernel, append="console=ttyS0 quiet panic=5", network=False)
+    with Machine(Host(), spec, tmp_path / "console.log") as machine:
+        machine.watch(lambda: "VFS: Unable" in machine.console.text or None, within=200, doing="panic",
+                      fault=lambda text: None)  # fmt: skip
+        machine.start_again()
+        deadline = time.monotonic() + 200
+        while not machine.ended and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert machine.ended == "reset"
+    assert (tmp_path / "console.log").read_text().count("not syncing: VFS: Unable") == 2
 
 
 # -- disks that set themselves up --------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ class BootPlan:
     @property
     def restarts(self) -> bool:
         """Whether the guest restarts on its way: an image that sets itself up may, Windows always does."""
-        return self.boot == "disk" or self.medium.family == "windows"
+        if self.boot == "disk":
+            return self.installation.ends != "reboot"
+        return self.medium.family == "windows"
 
     def __str__(self) -> str:
         name = self.medium.name or self.medium.family or "the disk"

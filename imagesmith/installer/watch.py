@@ -196,4 +196,4 @@ class Watch:
     def _unread_hint(self) -> str:
         return ("has the guest got a network, and does this installer know the kernel argument that names the file?"
                 if self.wants else "is it the right kind of answer file, delivered as this installer likes it? "
-                "'deliver' chooses another way")  # fmt: skip
+                "'deliver' chooses another way, and 'read_within' gives a slow machine more time")  # fmt: skip

@@ -223,6 +223,9 @@ class Machine:
             self.qmp.execute("set-action", reboot="reset")
         self.qmp.execute("system_reset")
         if not self.spec.reboots:
+            if self.spec.firmware.name == "bios":  # which makes a second reset of it, as the guest's own
+                with suppress(TimedOut):
+                    self.qmp.wait_event("RESET", within=10, match=lambda event: bool(event["data"].get("guest")))
             self.qmp.execute("set-action", reboot="shutdown")
         self.console.forget()
         self._take_events()
