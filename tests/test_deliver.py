@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import stat
+import struct
 import subprocess
 import time
 import urllib.error
@@ -260,6 +261,16 @@ def test_the_server_knows_no_other_path() -> None:
             assert status(base + path) == 404
         assert served.fetched == {}
         assert served._server.server_address[0] == "127.0.0.1"
+
+
+def test_a_guest_that_goes_away_in_the_middle_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with Server({"large": bytes(8 << 20)}) as served:
+        with socket.create_connection(("127.0.0.1", served.address[1])) as guest:
+            guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            guest.sendall(f"GET {served.path}large HTTP/1.0\r\n\r\n".encode())
+            guest.recv(10)
+        assert status(local(served) + "large") == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_another_user_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:

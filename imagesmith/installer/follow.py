@@ -203,6 +203,8 @@ class Follower:
     # -- the end -----------------------------------------------------------------------------------------------
 
     def _ended(self, how: str) -> str:
+        if self._host.cancelled:  # which ends QEMU
+            raise Interrupted()
         self._machine.console.finish()
         time.sleep(_POLL)  # the last datagrams
         self._gather()

@@ -20,6 +20,15 @@ _PATIENCE = 30.0
 """Seconds that a client may take for its request."""
 
 
+class _Quiet(ThreadingHTTPServer):
+    """A guest that goes away in the middle of an answer is nobody's error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing."""
+
+
 class Server:
     """Serves files from memory for as long as a ``with`` block lasts."""
 
@@ -33,8 +42,7 @@ class Server:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Quiet(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="answers", daemon=True)
         self._thread.start()
         return self

@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -36,7 +37,7 @@ class Journal:
         with self._lock:
             self._lines.extend(lines)
             if lines and self._kept < LOG_LIMIT:
-                with self.log.open("a", encoding="utf-8") as file:
+                with suppress(OSError), self.log.open("a", encoding="utf-8") as file:  # the watch goes on without it
                     self._kept += file.write("".join(f"{line}\n" for line in lines))
 
     def take(self) -> list[str]:
