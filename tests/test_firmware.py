@@ -38,6 +38,22 @@ def quiet(_: str) -> None:
     pass
 
 
+def test_firmware_with_secure_boot_of_aarch64_needs_no_system_management_mode(tmp_path: Path) -> None:
+    for name in ("code", "variables"):
+        (tmp_path / name).touch()
+    described = {
+        "interface-types": ["uefi"], "features": ["enrolled-keys", "secure-boot"],
+        "mapping": {"device": "flash", "executable": {"filename": str(tmp_path / "code"), "format": "raw"},
+                    "nvram-template": {"filename": str(tmp_path / "variables"), "format": "raw"}},
+        "targets": [{"architecture": arch, "machines": ["virt-*", "pc-q35-*"]} for arch in ("aarch64", "x86_64")],
+    }  # fmt: skip
+    (tmp_path / "40.json").write_text(json.dumps(described))
+    assert firmware.find("aarch64", secure=True, where=[tmp_path]).code == tmp_path / "code"
+    for arch, secure in (("aarch64", False), ("x86_64", True), ("x86_64", False)):
+        with pytest.raises(MissingTool):
+            firmware.find(arch, secure=secure, where=[tmp_path])  # type: ignore[arg-type]
+
+
 # -- the variable store ------------------------------------------------------------------------------------------
 
 

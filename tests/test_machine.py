@@ -38,6 +38,7 @@ SPECS: dict[str, tuple[MachineSpec, Wires]] = {
     "uefi": (MachineSpec(firmware=UEFI, drives=(Drive(Path("/d.qcow2")),), cdroms=(Path("/cd.iso"),)), WIRES),
     "secure": (MachineSpec(firmware=SECURE, cpu="Nehalem,-cx16", screen=False), WIRES),
     "aarch64": (MachineSpec(arch="aarch64", firmware=UEFI, cdroms=(Path("/cd.iso"),)), WIRES),
+    "aarch64-secure": (MachineSpec(arch="aarch64", firmware=SECURE, tpm=Path("/tpm")), WIRES),
     "installer": (
         MachineSpec(cdroms=(Path("/a.iso"), Path("/b.iso")), floppy=Path("/f.img"), tpm=Path("/tpm"),
                     fw_cfg=(("opt/com.coreos/config", Path("/c.ign")),), ports=("org.example.log",), incoming=True, generation=True),

@@ -117,6 +117,8 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
     found += ["-device", "virtio-rng-pci"]
     if spec.screen:
         found += ["-device", "VGA" if spec.arch == "x86_64" else "ramfb"]
+        if spec.arch == "aarch64":  # a PC has a keyboard; here one must be plugged in to type (QMP: send-key)
+            found += ["-device", "qemu-xhci", "-device", "usb-kbd"]
     if spec.network:
         # No option ROM: nothing boots from the network here, and trying costs a minute.
         found += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]
