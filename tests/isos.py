@@ -232,6 +232,7 @@ def _xorriso(path: Path, label: str, *options: str) -> None:
 INIT = """\
 #!/busybox sh
 /busybox mkdir /proc; /busybox mount -t proc proc /proc
+/busybox dmesg -n 1  # nothing of the kernel's in between
 /busybox echo "started with: $(/busybox cat /proc/cmdline)"
 /busybox poweroff -f
 """

@@ -20,7 +20,7 @@ from imagesmith.machine.qemu import Machine
 from tests import isos
 
 HOST = Host()
-ARGUMENTS = ["console=ttyS0", "ds=nocloud;s=http://10.0.2.2:8/x/", "a=$b{c}", "auto"]
+ARGUMENTS = ["console=ttyS0", "no_timer_check", "ds=nocloud;s=http://10.0.2.2:8/x/", "a=$b{c}", "auto"]
 FILES = {"preseed.cfg": b"d-i debian-installer/locale string C.UTF-8\n", "new/folder/a long name.txt": b"x" * 3000}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ from imagesmith.machine.console import plain
 from imagesmith.machine.qemu import Machine
 
 _HELD, _BETWEEN = 0.03, 0.03
-"""Seconds. A keyboard's queue has room for 16 bytes (QEMU, hw/input/ps2.c), some 6 a key with shift; firmware and boot
-loaders read it some twenty times a second at the least."""
+"""Seconds: firmware and boot loaders look for keys some thirty times a second."""
+_TAKEN_WITHIN, _LOOK_AGAIN = 2.0, 0.005
+"""Seconds until a guest has taken a key from the keyboard; one that does not listen gets the next one all the same."""
 _LOOK_AT_SCREEN = 1.0
 _READ_AT_ONCE = 256 * 1024
 
@@ -43,13 +45,13 @@ class _Typist:
         """Do one action."""
         if isinstance(action, Press):
             self._send(action.keys, True)
-            time.sleep(_HELD)
+            self._pause(_HELD)
             self._send(action.keys[::-1], False)
-            time.sleep(_BETWEEN)
+            self._pause(_BETWEEN)
             self._typed += 1
         elif isinstance(action, Hold):
             self._send(action.keys if action.down else action.keys[::-1], action.down)
-            time.sleep(_BETWEEN)
+            self._pause(_BETWEEN)
         elif isinstance(action, Wait):
             self.report()
             self._wait(action.seconds)
@@ -66,6 +68,23 @@ class _Typist:
     def _send(self, keys: Sequence[str], down: bool) -> None:
         events = [{"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": key}}} for key in keys]
         self._machine.qmp.execute("input-send-event", events=events)
+
+    def _pause(self, seconds: float) -> None:
+        """Let the guest take what was sent: the keyboard's queue has room for 16 bytes (QEMU, hw/input/ps2.c), which is
+        two keys with shift, and what does not fit is lost. A guest on a busy host may stand still for that long.
+        """
+        end = time.monotonic() + _TAKEN_WITHIN
+        while self._waiting() and time.monotonic() < end:
+            time.sleep(_LOOK_AGAIN)
+        time.sleep(seconds)
+
+    def _waiting(self) -> bool:
+        """Whether the keyboard's controller has a byte for the guest: bit 0 of its status register, at port 0x64."""
+        if self._machine.spec.arch != "x86_64":
+            return False
+        said = self._machine.qmp.execute("human-monitor-command", {"command-line": "i /bx 0x64"})
+        found = re.search(r"= 0x([0-9a-f]+)", str(said))
+        return found is not None and bool(int(found[1], 16) & 1)
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
