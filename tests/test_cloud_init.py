@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from imagesmith.answers._schema import rules
 from imagesmith.host import Host
 from tests.conftest import HERE, Command, Ran
-from tests.test_answers_cloud import made
+from tests.test_answers_cloud import Without, made
 
 RECIPES = HERE / "recipes" / "cloud"
 
@@ -38,7 +39,7 @@ def test_a_seeded_image_does_what_the_seed_says_and_is_sealed(seeded: Ran, comma
 
 def test_a_seed_is_worked_through_once(seeded: Ran, image: Path, command: Command) -> None:
     planned = command("plan", RECIPES / "seeded.yaml", "--var", f"image={image}").out
-    assert planned.startswith("cached base cloud-image"), planned
+    assert planned.startswith("there  base cloud-image"), planned
     other = command("plan", RECIPES / "seeded.yaml", "--var", f"image={image}", "--var", "greeting=servus").out
     assert other.startswith("run    base cloud-image"), other
 
@@ -75,6 +76,18 @@ def test_cloud_init_is_asked_and_its_complaints_are_at_their_lines(asks: Host, t
     assert any(remark.line == 7 and remark.message.startswith("users.0") for remark in found), found
     (tmp_path / "u").write_text("#cloud-config\na: [\n")
     assert [remark.line for remark in made("cloud-init", tmp_path, file="u").lint(asks)] == [3]
+
+
+def test_our_own_schema_complains_only_where_cloud_init_does(asks: Host, tmp_path: Path) -> None:
+    wrong = {"array": "x", "boolean": "maybe", "object": "x", "string": [1]}
+    keys = {key: said["type"] for key, said in rules("cloud-config")["properties"].items()}
+    document = {key: wrong[kind] if isinstance(kind, str) else 7 for key, kind in keys.items()}
+    (tmp_path / "u").write_text("#cloud-config\n" + json.dumps(document))
+    answer = made("cloud-init", tmp_path, file="u")
+    ours, theirs = ({remark.message.split(":")[0].split(".")[0] for remark in answer.lint(host)}
+                    for host in (Without(), asks))  # fmt: skip
+    assert ours, theirs
+    assert ours <= theirs
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class CloudInit(Account, name="cloud-init", version=1):
             (r"\[WARNING\]: (Failed loading yaml blob.*|Failed at merging in cloud config part.*)",
              r"cloud-init cannot read the user data: \1"),
             (r"\[WARNING\]: (Unhandled non-multipart .*)", r"cloud-init does not know what the user data are: \1"),
-            (r"\[WARNING\]: (Failed running \S+ \[\d+\].*|Running module \S+ .*failed)",
+            (r"\[WARNING\]: (Failed to run module .*|Running module \S+ .*failed)",
              r"cloud-init could not do all of it: \1"),
             (r"No instance datasource found|finished at .*Datasource DataSourceNone", "cloud-init found no seed"),
         ),
