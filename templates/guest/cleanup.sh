@@ -49,5 +49,7 @@ rm -rf /etc/lvm/archive/* /etc/lvm/backup/*
 # What people at the keyboard left.
 for home in /root /home/*; do
     rm -f "$home"/.bash_history "$home"/.ash_history "$home"/.sh_history "$home"/.zsh_history "$home"/.lesshst \
-        "$home"/.viminfo "$home"/.python_history "$home"/.wget-hsts "$home"/.mysql_history "$home"/.psql_history
+        "$home"/.viminfo "$home"/.python_history "$home"/.wget-hsts "$home"/.mysql_history "$home"/.psql_history \
+        "$home"/.sudo_as_admin_successful
 done
+rm -f /var/lib/sudo/lectured/* /var/db/sudo/lectured/*
