@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from imagesmith.drivers.winrm import WinRm
 from imagesmith.drivers.winrm_root import WinRmGuest, WinRmRoot
 from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
+from imagesmith.machine.guest_agent import PORT
 from tests.test_ssh import HOST, StandIn
 from tests.trees import make
 
@@ -97,6 +99,9 @@ class Windows(BaseHTTPRequestHandler):
 
 class Machine(StandIn):
     """What WinRm needs of a machine."""
+
+    spec = SimpleNamespace(ports=(PORT,))
+    ports = (None,)
 
     def forward(self, port: int) -> tuple[str, int]:
         assert port in {5985, 5986}

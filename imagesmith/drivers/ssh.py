@@ -32,6 +32,7 @@ from imagesmith.interfaces import Log, Root
 from imagesmith.machine import firmware as firmwares
 from imagesmith.machine.arguments import Arch, Drive, MachineSpec
 from imagesmith.machine.authorize import Unwritable, authorize, authorize_in
+from imagesmith.machine.guest_agent import PORT
 from imagesmith.machine.qemu import Machine
 from imagesmith.machine.ssh import Ssh
 from imagesmith.machine.ssh_login import Credentials, make_key
@@ -182,7 +183,7 @@ class SshSession:
         spec = MachineSpec(
             arch=driver.arch, accelerator=driver.accelerator, cpu=driver.cpu, cpus=driver.cpus, memory=driver.memory,
             reboots=True, firmware=firmware, drives=(Drive(disk.socket, "nbd"),), tpm=tpm.socket if tpm else None,
-            generation=True, incoming=going_on,
+            generation=True, incoming=going_on, ports=(PORT,) if credentials.winrm else (),
         )  # fmt: skip
         doing = "waking" if going_on else "booting"
         log(f"{doing} the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")

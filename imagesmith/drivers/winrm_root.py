@@ -10,6 +10,7 @@ from typing import BinaryIO, NoReturn
 from imagesmith.drivers.winrm import WinRm
 from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
 from imagesmith.interfaces import Connection, Log, Result
+from imagesmith.machine.guest_agent import PORT, GuestAgent
 from imagesmith.machine.qemu import Machine
 
 BOOT_SECONDS = 1800.0
@@ -30,7 +31,10 @@ class WinRmGuest:
     """A booted Windows guest and the way into it."""
 
     def __init__(self, machine: Machine, wire: WinRm) -> None:
+        """``machine`` has the port of the guest agent."""
         self.machine, self.wire = machine, wire
+        self._agent = GuestAgent(machine.ports[machine.spec.ports.index(PORT)])
+        self._frozen = False
 
     def enter(self, log: Log) -> None:
         """Wait until the guest can be entered. Raises TimedOut, GuestFailed, Interrupted."""
@@ -40,14 +44,21 @@ class WinRmGuest:
         log(f"connected after {time.monotonic() - begun:.0f} s")
 
     def hold(self) -> bool:
-        """Bring what was written to the disk. False: Windows holds nothing still. Raises TimedOut, GuestFailed."""
+        """Bring what was written to the disk, and hold it still where QEMU's guest agent can; False where it cannot.
+
+        Raises TimedOut, GuestFailed.
+        """
         status = self.wire.ask(powershell(_FLUSH), within=_ASK_SECONDS)
         if status != 0:
             raise GuestFailed(f"the guest did not write its volumes' caches back (exit code {status})")
-        return False
+        self._frozen = self._agent.freeze()
+        return self._frozen
 
     def release(self) -> None:
-        """Nothing was held."""
+        """Let what was held go again. Raises TimedOut, ToolFailed."""
+        if self._frozen:
+            self._agent.thaw()
+            self._frozen = False
 
     def restart(self, within: float, log: Log) -> None:
         """Restart the guest (interfaces.Running)."""
