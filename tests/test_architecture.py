@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "imagesmith"
-FOUNDATION = {"errors", "host", "apt", "archive", "interfaces", "kinds"}
+FOUNDATION = {"errors", "host", "archive", "interfaces", "kinds"}
 KINDS = {"bases", "answers", "steps", "checks", "outputs"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
@@ -19,8 +19,9 @@ MAY: dict[str, set[str]] = {
     "kinds": {"errors", "host", "interfaces", "options"},
     "password": set(),
     **{family: FOUNDATION | {family} for family in KINDS},
+    "bases": FOUNDATION | {"apt", "bases", "keys"},
     "answers": FOUNDATION | {"answers", "document"},
-    "steps": FOUNDATION | {"password", "steps"},
+    "steps": FOUNDATION | {"apt", "password", "steps"},
     "qmp": {"errors"},
     "store_index": {"errors", "store_files"},
     "store_files": {"errors"},
@@ -33,7 +34,7 @@ MAY: dict[str, set[str]] = {
     "disk": {"errors", "host", "interfaces", "disk", "qmp", "archive"},
     "machine": {"errors", "host", "interfaces", "machine", "disk", "qmp", "archive"},
     "drivers": {"errors", "host", "interfaces", "drivers", "tree", "disk", "machine", "qmp", "archive"},
-    "installer": {"errors", "host", "interfaces", "installer", "machine", "disk", "qmp", "archive"},
+    "installer": {"errors", "host", "interfaces", "installer", "keys", "machine", "disk", "qmp", "archive"},
     "probe": {"errors", "host", "machine"},
     "doctor": {"errors", "host", "machine", "probe", "tree"},
     "document": {"errors"},
@@ -45,6 +46,7 @@ MAY: dict[str, set[str]] = {
     "lint": {"errors", "host", "plan"},
     "events": set(),
     "apt": set(),
+    "keys": {"errors"},
     "stale": {"plan", "store"},
     "why": {"plan", "store"},
     "engine": {"errors", "events", "host", "interfaces", "kinds", "plan", "recipe", "store"},

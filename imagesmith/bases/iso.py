@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from imagesmith.bases._source import Sourced
+from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Installation, Workshop
+from imagesmith.keys import parse
 from imagesmith.kinds import UNKEYED, AnswerFile, Duration, RecipeFile, Remark, file_digest
 
 
@@ -55,6 +57,15 @@ class Iso(Sourced, name="iso", version=1):
     stall: Annotated[Duration, UNKEYED] = Field(
         900.0, description="How long nothing may move (console, log, disk, network)."
     )
+
+    @field_validator("boot_command")
+    @classmethod
+    def _typed(cls, value: list[str]) -> list[str]:
+        try:
+            parse(value)
+        except BuildError as error:
+            raise ValueError(error.message + (f"; {error.hint}" if error.hint else "")) from None
+        return value
 
     @property
     def boots(self) -> bool:

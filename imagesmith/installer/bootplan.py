@@ -12,11 +12,11 @@ from imagesmith.host import Host
 from imagesmith.installer import cpio
 from imagesmith.installer.deliver import Given, arguments, choose, deliver, words
 from imagesmith.installer.iso import Iso
-from imagesmith.installer.keys import Action, parse
 from imagesmith.installer.media import look, merged
 from imagesmith.installer.menus import SEPARATORS
 from imagesmith.installer.remaster import remaster
 from imagesmith.interfaces import Delivery, Installation, Medium, Way
+from imagesmith.keys import Action, parse
 from imagesmith.machine.arguments import Arch, Drive, Firmware, MachineSpec
 
 Boot = Literal["kernel", "copy", "cd", "disk"]

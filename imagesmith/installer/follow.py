@@ -12,12 +12,12 @@ from pathlib import Path
 
 from imagesmith.errors import BuildError, GuestFailed, ImagesmithError, Interrupted, TimedOut
 from imagesmith.host import Host
-from imagesmith.installer.keys import Action
 from imagesmith.installer.server import Server
 from imagesmith.installer.syslog import Journal
 from imagesmith.installer.typist import type_keys
 from imagesmith.installer.watch import Failure, Watch
 from imagesmith.interfaces import Log
+from imagesmith.keys import Action
 from imagesmith.machine.console import Lines
 from imagesmith.machine.qemu import Machine
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from imagesmith.errors import TimedOut
-from imagesmith.installer.keys import Action, Hold, Press, Wait, WaitFor
 from imagesmith.installer.screen import Screen
 from imagesmith.interfaces import Log
+from imagesmith.keys import Action, Hold, Press, Wait, WaitFor
 from imagesmith.machine.console import plain
 from imagesmith.machine.qemu import Machine
 
