@@ -149,7 +149,7 @@ debian) say main-menu "INFO: Menu item 'bootstrap-base' selected" ;;
 fedora) echo "Installing busybox.x86_64 (1/1)" ;;
 ubuntu) say subiquity "executing curtin install extract step" ;;
 esac
-[ "$host" = full ] && dd if=/dev/zero of=/target/full bs=1M 2>/dev/null
+[ "$host" = full ] && cat $answers && dd if=/dev/zero of=/target/full bs=1M 2>/dev/null
 if ! tar -xz -C /target -f /cdrom/pool/root.tar.gz; then
     sleep 1; say base-installer "error: exiting on error base-installer/debootstrap-failed"
     ask "Go back? "

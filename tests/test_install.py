@@ -158,14 +158,24 @@ def test_a_build_installs_once_and_the_image_boots(small: Kit, command: Command,
 # -- each failure ------------------------------------------------------------------------------------------------
 
 
-def test_a_build_that_fails_says_why_and_keeps_what_was_seen(small: Kit, command: Command, tmp_path: Path) -> None:
-    ran = command("build", write_recipe(tmp_path, small, "debian", "full"), expect=1)
+def test_a_build_that_fails_says_why_and_keeps_what_was_seen_but_no_secret(
+    small: Kit, command: Command, tmp_path: Path
+) -> None:
+    written, word = write_recipe(tmp_path, small, "debian", "full"), "s3cret-w0rd"
+    written.write_text(written.read_text() + "variables: {word: {secret: {env: THE_WORD}}}\n")
+    with (tmp_path / "preseed.cfg").open("a") as file:
+        file.write("d-i passwd/user-fullname string {{ word }}\n")
+    ran = command("build", written, expect=1, env={"THE_WORD": word})
     assert "the base system could not be installed; it was last at: installing the base system" in ran.err
     assert "No space left on device" in ran.err
     assert "base-installer: error: exiting on error base-installer/debootstrap-failed" in ran.err
     kept = command.output / "small" / "failed"
     assert {"install-console.log", "installer.log", "screen.png"} <= {path.name for path in kept.iterdir()}
     assert "debootstrap-failed" in (kept / "installer.log").read_text()
+    assert "user-fullname string ***" in (kept / "install-console.log").read_text()
+    places = [path for folder in (kept, command.store) for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in places if word.encode() in path.read_bytes()]
+    assert word not in ran.err + ran.out
 
 
 def test_a_file_that_is_not_fetched(small: Kit, tmp_path: Path) -> None:
