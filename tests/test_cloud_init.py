@@ -103,3 +103,14 @@ def test_what_cloud_init_cannot_do_ends_the_build(seed: str, message: str, image
         "seed: seed}\noutputs: [raw]\n"
     )
     assert message in command("build", tmp_path / "wrong.yaml", expect=1).err
+
+
+@pytest.mark.slow
+def test_on_its_users_machines_cloud_init_runs_again(seeded: Ran, command: Command, tmp_path: Path) -> None:
+    image = command.output / "seeded" / "seeded.qcow2"
+    (tmp_path / "seed").write_text("#!/bin/sh\necho again > /etc/again\n")
+    (tmp_path / "again.yaml").write_text(
+        f"name: again\nmachine: {{memory: 1G, disk: 2G}}\nbase:\n  cloud-image: {{path: {image}, trusted: true, "
+        "seed: seed}\nsteps:\n  - shell: grep again /etc/again && grep hello /etc/seeded\noutputs: [raw]\n"
+    )
+    command("build", tmp_path / "again.yaml")
