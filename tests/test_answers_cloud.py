@@ -146,6 +146,8 @@ def test_ways_to_cloud_init(tmp_path: Path) -> None:
     other = yaml.safe_load(by_way(made("cloud-init", user="ops"), DISK)["volume"].files["meta-data"])
     assert other["instance-id"] != meta["instance-id"]
     assert "local-hostname" not in other
+    secret = made("cloud-init", user="ops", password=placeholder("token")).revealed({"token": "x"})
+    assert b"local-hostname" not in by_way(secret, DISK)["volume"].files["meta-data"]
     http = by_way(answer, ISO["cloud-init"])["http"]
     assert http.arguments == ("ds=nocloud-net;s={url}",)
     assert http.files == files

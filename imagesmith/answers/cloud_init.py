@@ -7,9 +7,9 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from imagesmith.answers._schema import held, line_of, read, rules
 from imagesmith.answers._server import Account, Word
@@ -68,6 +68,14 @@ class CloudInit(Account, name="cloud-init", version=1):
         description="Your own `network-config` (a template); by default cloud-init asks DHCP."
     )] = None  # fmt: skip
 
+    _named: bool = PrivateAttr(False)
+    """Whether the recipe names the host."""
+
+    def model_post_init(self, context: Any, /) -> None:
+        """See Answer."""
+        super().model_post_init(context)
+        self._named = "hostname" in self.model_fields_set
+
     def deliveries(self, medium: Medium) -> Sequence[Delivery]:
         """A volume that it finds by its name; where a kernel can be told, by HTTP as well."""
         files = self._files()
@@ -81,7 +89,7 @@ class CloudInit(Account, name="cloud-init", version=1):
         data = self.rendered.text.encode()
         # another seed is another instance: what an image remembers of an earlier one is not in the way
         meta = f"instance-id: imagesmith-{hashlib.sha256(data).hexdigest()[:16]}\n"
-        if "hostname" in self.model_fields_set:
+        if self._named:
             meta += f"local-hostname: {self.hostname}\n"
         files = {"user-data": data, "meta-data": meta.encode(), "vendor-data": guest_file("vendor-data.yaml")}
         return files if self.network is None else {**files, "network-config": self.network.encode()}
