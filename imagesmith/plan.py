@@ -247,7 +247,7 @@ def _boot(recipe: Recipe, facts: Facts, below: Node, entry: Entry[Step], prefix:
         name=f"{prefix}boot the guest" + (f" ({again + 1})" if again else ""), verb="step", gives=below.gives,
         recipe=recipe, below=below, kind=Booting(), entry=Entry(Booting(), StepOptions(via="ssh"), entry.place),
         driver="ssh", why_driver="steps in the running guest follow", trusted=below.trusted,
-        key=digest(["boot", Booting.version, facts.epoch, *_tpm(recipe), below.key]),
+        key=digest(["boot", Booting.version, facts.epoch, recipe.machine.firmware[0], *_tpm(recipe), below.key]),
     )  # fmt: skip
 
 
