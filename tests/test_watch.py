@@ -201,6 +201,16 @@ def test_a_guest_that_restarts_itself_again_and_again() -> None:
     assert "restarts itself again and again (4 times" in failed(seen, 6).what
 
 
+def test_a_machine_that_qemu_has_stopped() -> None:
+    seen = watch()
+    seen.stopped("io-error")
+    found = failed(seen, 6)
+    assert found.what == "the machine was stopped: this host cannot write the guest's disk any more"
+    assert "cache gc" in found.hint
+    seen.stopped("internal-error")
+    assert "QEMU says 'internal-error'" in failed(seen, 6).what
+
+
 # -- ends that are none ------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ _PICTURE = 60.0
 _PICTURES_KEPT = 5
 _FRESH_STARTS = 3
 _TAIL = 15
+_STOPPED = ("io-error", "internal-error", "guest-panicked")
+"""States that a machine does not leave by itself (QEMU: qapi/run-state.json, RunState)."""
 # How long a UDP association is kept, which goes down by itself (libslirp: src/misc.c, slirp_connection_info()).
 _COUNTDOWN = re.compile(r"\[\d+ sec\]")
 
@@ -177,6 +179,9 @@ class Follower:
                 said = str(self._machine.qmp.execute("human-monitor-command", words, within=30))
                 self._count("network", _COUNTDOWN.sub("", said), now)
             self._watch.restarted(self._machine.restarts)
+            status = str(self._machine.qmp.execute("query-status", within=30)["status"])
+            if status in _STOPPED:
+                self._watch.stopped(status)
 
     def _count(self, name: str, value: object, now: float, *, wrote: bool = False) -> None:
         before, self._counters[name] = self._counters.get(name, 0), value

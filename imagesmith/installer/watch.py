@@ -70,6 +70,7 @@ class Watch:
         self._read_at: float | None = None
         self._done_at: float | None = None
         self._restarts = 0
+        self._stopped = ""
         self._wrote = False
 
     # -- what happens ------------------------------------------------------------------------------------------
@@ -110,6 +111,10 @@ class Watch:
         """The guest has restarted itself so often by now."""
         self._restarts = times
 
+    def stopped(self, status: str) -> None:
+        """QEMU has stopped the machine (QMP: RunState); ``io-error`` where the host's disk is full."""
+        self._stopped = status
+
     def _phase(self, name: str, now: float) -> None:
         if name and name not in self._seen and len(self._phases) < _PHASES_KEPT:
             self._seen.add(name)
@@ -145,6 +150,11 @@ class Watch:
         ):
             return self._trouble_told(now)
         limits = self._limits
+        if self._stopped:
+            full = self._stopped == "io-error"
+            why = "this host cannot write the guest's disk any more" if full else f"QEMU says '{self._stopped}'"
+            return Failure(f"the machine was stopped: {why}{self.where}",
+                           "make space where the store is (imagesmith cache gc)" if full else "")  # fmt: skip
         if self._restarts > limits.restarts:
             return Failure(f"the guest restarts itself again and again ({self._restarts} times so far){self.where}",
                            "the console's log shows where each start ends")  # fmt: skip
