@@ -324,8 +324,6 @@ class Installation:
     """Seconds without console, log, disk or network activity that mean that it hangs."""
     ends: Literal["poweroff", "reboot"] = "poweroff"
     """How it ends; where the guest does the other thing, that is taken as well."""
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What must not be seen in logs."""
 
 
 # -- how steps reach the guest: what a driver gives the engine ------------------------------------------------------
