@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bootstrap, changed_step, installer, memory, online, provision, unchanged
+from benchmarks import bootstrap, changed_step, installer, memory, online, provision, ssh_steps, unchanged
 from benchmarks._measure import CommandFailed
 from benchmarks._site import Site
 from benchmarks._table import Row, show
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "bootstrap": bootstrap.run,  # first: it leaves a store with the base in it
     "provision": provision.run,
     "changed-step": changed_step.run,
+    "ssh-steps": ssh_steps.run,
     "online": online.run,
     "unchanged": unchanged.run,
     "installer": installer.run,

@@ -71,9 +71,9 @@ class Site:
         path.write_text(f"name: {name}\n" + MACHINE + BASE + rest)
         return path
 
-    def build(self, recipe: Path, *options: str) -> Build:
-        """Run ``imagesmith build``. Raises CommandFailed."""
-        argv = [sys.executable, "-c", _COMMAND, "build", recipe.name, "--log-format", "json", *options]
+    def build(self, recipe: Path, *options: str, command: str = _COMMAND) -> Build:
+        """Run ``imagesmith build``, or a Python ``command`` that does so. Raises CommandFailed."""
+        argv = [sys.executable, "-c", command, "build", recipe.name, "--log-format", "json", *options]
         run = measure(argv, cwd=self.folder, env={"IMAGESMITH_CACHE": str(self._store)})
         told = tuple(json.loads(line) for line in run.stderr.splitlines() if line.startswith("{"))
         self.peaks[recipe.stem] = max(run.peak, self.peaks.get(recipe.stem, 0))

@@ -25,7 +25,7 @@ def test_a_recipe_with_a_login_ansible_and_a_restart(command: Command) -> None:
     ran = command("build", recipe, "--log-format", "json", env={"ONLINE_PASSWORD": PASSWORD})
     assert PASSWORD not in ran.out + ran.err
     events = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
-    told = [event["data"]["line"] for event in events if event["event"] == "node-log"]
+    told = [event["line"] for event in events if event["event"] == "node-log"]
     # Ansible's own output is the step's, line by line.
     assert any("TASK [who Ansible is]" in line for line in told)
     assert any("Ansible is root" in line for line in told)
