@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from imagesmith.errors import BuildError, TimedOut
 from imagesmith.host import Host
 from imagesmith.installer import screen
-from imagesmith.keys import KEYS, SPECIAL, Action, Hold, Press, Wait, WaitFor, parse
 from imagesmith.installer.typist import type_keys
+from imagesmith.keys import KEYS, SPECIAL, Action, Hold, Press, Wait, WaitFor, parse
 from imagesmith.machine.arguments import MachineSpec
 from imagesmith.machine.qemu import Machine
 from tests import isos

@@ -41,7 +41,8 @@ SPECS: dict[str, tuple[MachineSpec, Wires]] = {
     "aarch64-secure": (MachineSpec(arch="aarch64", firmware=SECURE, tpm=Path("/tpm")), WIRES),
     "installer": (
         MachineSpec(cdroms=(Path("/a.iso"), Path("/b.iso")), floppy=Path("/f.img"), tpm=Path("/tpm"),
-                    fw_cfg=(("opt/com.coreos/config", Path("/c.ign")),), ports=("org.example.log",), incoming=True, generation=True),
+                    fw_cfg=(("opt/com.coreos/config", Path("/c.ign")),), ports=("org.example.log",),
+                    incoming=True, generation=True),
         Wires(monitor=11, console=12, control=13, ports=(14,)),
     ),
     "kernel": (MachineSpec(kernel=Path("/k"), initrd=Path("/i"), append="console=ttyS0 quiet"), WIRES),
