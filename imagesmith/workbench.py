@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from imagesmith.errors import BuildError
+from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Log, Root
 from imagesmith.kinds import Base
@@ -49,10 +49,13 @@ def keep_small(store: Store) -> list[str]:
         limit: int = TypeAdapter(Size).validate_python(word)
     except ValidationError:
         return [f"IMAGESMITH_CACHE_LIMIT={word} is no size such as 20G; the store is left as large as it is"]
-    before = store.size()
-    if before <= limit:
-        return []
-    removed = store.collect(limit)
+    try:  # what the build came to counts, and not this
+        before = store.size()
+        if before <= limit:
+            return []
+        removed = store.collect(limit)
+    except (OSError, ImagesmithError) as error:
+        return [f"the store could not be kept small: {error}"]
     return [f"the store had grown beyond {word}: {len(removed)} layers and {(before - store.size()) >> 20} MiB removed"]
 
 
