@@ -15,7 +15,7 @@ from imagesmith.drivers.ssh_root import SshRoot
 from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
 from imagesmith.machine.inject import debugfs, places
 from imagesmith.machine.ssh import Ssh
-from imagesmith.machine.ssh_login import Credentials
+from imagesmith.machine.ssh_login import Credentials, make_key
 from tests.test_ssh import EPOCH, HOST, OWN_KEY, children, first_layers, new
 
 LINES: list[str] = []
@@ -54,6 +54,7 @@ def _one_after_the_other(session: Any, root: Any, folder: Path) -> None:
         return SshRoot(HOST, guest, epoch=EPOCH, log=LINES.append, deadline=time.monotonic() + seconds)
 
     _a_wrong_password(guest, folder)
+    _a_user_s_own_key(guest, within(600), folder)
     _a_full_disk(within(600))
     _no_tar(within(600))
     _no_network(guest, within(15))
@@ -71,6 +72,26 @@ def _a_wrong_password(guest: Any, folder: Path) -> None:
         assert hint in refused.value.hint
         assert "not-this-one" not in refused.value.message
         assert [path.name for path in own.iterdir()] == []
+
+
+def _a_user_s_own_key(guest: Any, root: SshRoot, folder: Path) -> None:
+    """A user with sudo's rights (vagrant, without a password) becomes root; another one is told what he lacks."""
+    own = new(folder / "key")
+    key, public = make_key(own, HOST)
+    root.run(["useradd", "-m", "stranger"])
+    for user in ("vagrant", "stranger"):
+        root.run(["sh", "-euc", 'cd ~"$0" 2>/dev/null || cd "/home/$0"; mkdir -p .ssh; cat >> .ssh/authorized_keys; '
+                  'chown -R "$0:" .ssh; chmod 700 .ssh', user], input=public.encode() + b"\n")  # fmt: skip
+    said: list[bytes] = []
+    with Ssh(HOST, guest.machine, Credentials(user="vagrant", key=key, sudo=True), own) as ssh:
+        ssh.connect(300)
+        assert ssh.ask("id -un; echo $HOME; cat", within=60, input=b"stdin", take=said.append) == (0, "")
+        assert b"".join(said) == b"root\n\nstdin"
+    with Ssh(HOST, guest.machine, Credentials(user="stranger", key=key, sudo=True), own) as ssh, pytest.raises(
+        GuestFailed, match=r"stranger is let into the guest, but cannot become root there with sudo: .*password"
+    ) as refused:  # fmt: skip
+        ssh.connect(300)
+    assert "login.password" in refused.value.hint
 
 
 def _a_full_disk(root: SshRoot) -> None:
