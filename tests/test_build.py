@@ -51,7 +51,9 @@ def test_nothing_to_do_is_said_and_done(golden: Golden, command: Command) -> Non
 
 def test_a_change_runs_only_what_follows_it(golden: Golden, command: Command) -> None:
     planned = command("plan", golden.recipe, "--var", "greeting=goodbye").out.splitlines()
-    assert [line.split()[0] for line in planned] == ["there"] * 7 + ["run"] * 10
+    assert [line.split()[0] for line in planned] == ["there"] * 7 + ["run"] * 10 + ["about"]
+    assert planned[0].endswith(" ago)")
+    assert " last time)" in planned[7]
     assert "run changed" in planned[7]
     assert "'7 leave a mark' runs" in planned[8]
     ran = command("build", golden.recipe, "--var", "greeting=goodbye", "--no-checks", "--only", "oci",
