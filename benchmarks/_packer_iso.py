@@ -21,9 +21,9 @@ class Template:
 
 
 BENTO = (
-    # os_pkrvars/debian/debian-13-x86_64.pkrvars.hcl
+    # os_pkrvars/debian/debian-13-x86_64.pkrvars.hcl; there one <right> less, which here ends before the blank
     Template("bento's Debian 13", True, 10,
-             f"<wait>e<wait>{'<down>' * 3}{'<right>' * 33}<wait>install <wait> preseed/url={{url}} " + "".join(
+             f"<wait>e<wait>{'<down>' * 3}{'<right>' * 34}<wait>install <wait> preseed/url={{url}} " + "".join(
                  f"<wait>{argument} " for argument in (
                      "debian-installer=en_US.UTF-8", "auto", "locale=en_US.UTF-8", "kbd-chooser/method=us",
                      "keyboard-configuration/xkb-keymap=us", "netcfg/get_hostname={{ .Name }}",

@@ -55,7 +55,7 @@ def run(site: Site) -> list[Row]:
     rows = []
     for template in BENTO:
         theirs = _packer(site, made, template)
-        site.say(f"installer: Packer with bento's template for {template.name} {theirs:.1f}")
+        site.say(f"installer: Packer with the template of {template.name} {theirs:.1f}")
         ratio = theirs / sorted(ours)[len(ours) // 2]
         wanted = template is BENTO[0]
         rows.append(Row(f"from power-on to the answer file having been read; {template.name}, after {template.wait} s",
