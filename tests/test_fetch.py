@@ -593,4 +593,3 @@ def test_a_cloud_image_that_cannot_be_trusted_or_found_is_complained_about(tmp_p
     assert "no such file" in complaint(tmp_path, path="x.qcow2")
     assert "needs `keyring`" in complaint(tmp_path, url=url, checksum="https://a/S", signature="https://a/S.sig")
     assert "list of checksums" in complaint(tmp_path, url=url, checksum=SHA256, keyring="ring.gpg")
-    assert "`user`, `copy` and `shell`" in complaint(tmp_path, url=url, checksum=SHA256, seed="user-data")
