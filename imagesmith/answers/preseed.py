@@ -113,9 +113,10 @@ class Preseed(Server, name="preseed", version=1):
         """In the initial RAM disk, where it looks first; over HTTP; on the ISO."""
         self.expect(medium, "debian-installer")
         files = {"preseed.cfg": self.rendered.text.encode()}
-        # cdebconf's text frontend writes lines that can be followed. ``auto``: language and keyboard are asked for
-        # after the file came over the network; the host's name is wanted before that.
-        always = ("priority=critical", "DEBIAN_FRONTEND=text")
+        # cdebconf's text frontend writes lines that can be followed, and on a dumb terminal no screen(1) is between us
+        # and it, which would draw a clock for ever. ``auto``: language and keyboard are asked for after the file came
+        # over the network; the host's name is wanted before that.
+        always = ("priority=critical", "DEBIAN_FRONTEND=text", "TERM=dumb")
         name = () if self.file is not None else (f"hostname={self.hostname}",)
         return [
             Delivery("initrd", files, arguments=always),
