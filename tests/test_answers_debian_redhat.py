@@ -134,7 +134,7 @@ def test_what_is_no_package_is_refused() -> None:
     assert "\n@^minimal-environment\n-firewalld\n" in make(
         "kickstart", packages=["@^minimal-environment", "-firewalld"]).rendered.text  # fmt: skip
     with pytest.raises(ValidationError, match="http"):
-        make("preseed", mirror="deb.debian.org/debian")
+        make("preseed", mirror="mirror.example/debian")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,7 +40,7 @@ class Preseed(Server, name="preseed", version=1):
     With options, it makes a minimal server: one ext4 file system on the whole disk (and the firmware's own under
     UEFI), an SSH server, DHCP on the first network card, a serial console, all updates of the day. It switches itself
     off when it is done. Without `user`, `password` and `ssh_keys`, nobody can log in; steps over SSH work all the same.
-    `mirror` is the archive's address (`http://deb.debian.org/debian`); for Ubuntu it must be given.
+    `mirror` is the archive's address (`http://MIRROR/debian`); for Ubuntu it must be given.
 
     Your own file (`preseed: my.cfg`) is the installer's own format, see its manual's appendix B, and a Jinja2 template
     that sees the recipe's variables: `{{`, `{%` and `{#` begin something. The installed system
@@ -106,7 +106,7 @@ class Preseed(Server, name="preseed", version=1):
     @classmethod
     def _mirror(cls, value: str) -> str:
         if value and not secrets_in(value) and not re.match(r"https?://[^/\s]+", value):
-            raise ValueError("must begin with http:// or https://, such as http://deb.debian.org/debian")
+            raise ValueError("must begin with http:// or https://, such as http://MIRROR/debian")
         return value
 
     def deliveries(self, medium: Medium) -> Sequence[Delivery]:
