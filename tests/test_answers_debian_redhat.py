@@ -170,8 +170,8 @@ def test_how_a_preseed_goes() -> None:
     assert list(ways) == ["initrd", "http", "medium"]
     assert all(delivery.files == {"preseed.cfg": answer.rendered.text.encode()} for delivery in ways.values())
     assert ways["initrd"].arguments == ("priority=critical", "DEBIAN_FRONTEND=text", "TERM=dumb")
-    assert ways["http"].arguments == ("auto=true", "priority=critical", "DEBIAN_FRONTEND=text", "TERM=dumb", "hostname=web",
-                                      "preseed/url={url}preseed.cfg")  # fmt: skip
+    assert ways["http"].arguments == ("auto=true", "priority=critical", "DEBIAN_FRONTEND=text", "TERM=dumb",
+                                      "hostname=web", "preseed/url={url}preseed.cfg")  # fmt: skip
     assert ways["http"].fetched == "preseed.cfg"
     assert ways["medium"].arguments[-1] == "preseed/file=/cdrom/preseed.cfg"
     assert answer.log_arguments == ("log_host={log_host}", "log_port={log_port}")
