@@ -25,4 +25,5 @@ class Release:
 def release(uri: str, suite: str) -> Release:
     """The InRelease file of a suite at a mirror; a suite that ends with a slash is a flat repository's folder."""
     folder = suite if suite.endswith("/") else f"dists/{suite}/"
-    return Release(f"{uri.rstrip('/')}/{folder.lstrip('/')}InRelease")
+    bare = re.sub(r"^([a-z+]+://)[^/@]*@", r"\1", uri)  # whoever may log in there is nobody's business
+    return Release(f"{bare.rstrip('/')}/{folder.lstrip('/')}InRelease")

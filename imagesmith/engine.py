@@ -21,7 +21,7 @@ from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithEr
 from imagesmith.events import Event, Listener
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Files, Guest, Log, Maker, Running, Session
-from imagesmith.kinds import Check, DiskOutput, FilesOutput, Step, secrets_in
+from imagesmith.kinds import Booting, Check, DiskOutput, FilesOutput, Step, secrets_in
 from imagesmith.plan import ONLINE, Node, Plan
 from imagesmith.recipe import Entry, Recipe
 from imagesmith.store import Layer, Slot, Store, Use
@@ -138,6 +138,8 @@ class Engine:
                 end = position
                 while end < len(chain) and (chain[end].verb, chain[end].driver, chain[end].gives) == (
                     "step", node.driver, node.gives):  # fmt: skip
+                    if end > position and isinstance(chain[end].kind, Booting):
+                        break  # another recipe's guest: its own machine, entered in its own way
                     end += 1
                 position += self._run_steps(chain[position:end], use, outcome, again)
             else:
@@ -149,11 +151,12 @@ class Engine:
     def _run_single(self, node: Node, work: _Work, outcome: Outcome) -> None:
         if node.verb == "base":
             try:
-                work.facts.update(self._bench.make_base(self._revealed(node), work.slot.folder, work.log))
+                facts = self._bench.make_base(self._revealed(node), work.slot.folder, work.log)
             except BuildError:
                 if (work.slot.folder / "guest").exists():  # an installation left its console and pictures
                     self._keep(work.slot.folder / "guest")
                 raise
+            work.facts.update(cast(Mapping[str, object], self._without_secrets(facts)))
         else:
             assert node.below is not None
             self._bench.assemble(node, self._folders(outcome.layers[node.below.name]), work.slot.folder, work.log)
@@ -189,12 +192,12 @@ class Engine:
                             below = self._folders(outcome.layers[node.below.name])[-1] if node.below else folders[-1]
                             timeout = entry.step.timeout or DEFAULT_TIMEOUT
                             with session.layer(work.slot.folder, below=below, log=work.log, timeout=timeout,
-                                               resumable=self._resumable(node)) as root:  # fmt: skip
+                                               resumable=self._checkpoints and node.resumable) as root:  # fmt: skip
                                 if entry.step.expect_disconnect:
                                     cast(Running, root).expect_disconnect()
                                 seen = cast(Step, self._revealed(node).kind).apply(root)
                                 if seen:
-                                    work.facts["seen"] = dict(seen)
+                                    work.facts["seen"] = self._without_secrets(seen)
                         break
                     except (StepFailed, TimedOut) as error:
                         if not attempt:
@@ -202,16 +205,6 @@ class Engine:
                         said = error.message.splitlines()[0]
                         self._emit("note", node, text=f"{said}; trying again ({attempt} left)")
         return len(nodes)
-
-    def _resumable(self, node: Node) -> bool:
-        """Whether the running guest's state may be kept after this step: it holds no secret, or the recipe says so."""
-        wanted = node.recipe.checkpoints
-        if not self._checkpoints or wanted is False or node.driver not in ONLINE:
-            return False
-        if isinstance(node.kind, Step) and node.kind.automatic:  # cleaned up: it has no host keys to be entered with
-            return False
-        known = [below.kind for below in node.chain if below.driver in ONLINE]
-        return wanted == "with-secrets" or not secrets_in([*known, node.recipe.login])
 
     # -- the leaves ----------------------------------------------------------------------------------------------
 
@@ -373,6 +366,13 @@ class Engine:
             self._emit("node-log", node, line=line)
 
         return log
+
+    def _without_secrets(self, value: object) -> object:
+        if isinstance(value, str):
+            return self._redacted(value)
+        if isinstance(value, Mapping):
+            return {self._redacted(str(key)): self._without_secrets(item) for key, item in value.items()}
+        return [self._without_secrets(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     def _redacted(self, text: str) -> str:
         for part in self._hidden:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagesmith.errors import Complaint, RecipeError, nearest
-from imagesmith.kinds import Booting, Check, DiskOutput, Kind, Output, Step, digest
-from imagesmith.recipe import Entry, Login, Recipe, StepOptions
+from imagesmith.kinds import Booting, Check, DiskOutput, Kind, Output, Step, digest, secrets_in
+from imagesmith.recipe import Entry, Recipe, StepOptions
 
 DEFAULT_DISK = 4 << 30
 DEFAULT_EPOCH = 1704067200
@@ -73,6 +73,17 @@ class Node:
         """What stays the same when its options change: the recipe, the verb, a step's number, the kind."""
         kind = type(self.kind).name if self.kind is not None else self.firmware
         return f"{self.recipe.name} {self.verb} {self.number} {kind}"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the running guest's state may be kept after this node: it holds no secret, or the recipes say so."""
+        online = [below for below in self.chain if below.driver in ONLINE]
+        wanted = {below.recipe.checkpoints for below in online}
+        if self.driver not in ONLINE or False in wanted:
+            return False
+        if isinstance(self.kind, Step) and self.kind.automatic:  # cleaned up: it has no host keys to be entered with
+            return False
+        return wanted == {"with-secrets"} or not secrets_in([[below.kind, below.recipe.login] for below in online])
 
     @property
     def chain(self) -> list[Node]:
@@ -167,15 +178,15 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
     prefix = f"{recipe.name}: " if above else ""
     complaints: list[Complaint] = []
     for number, entry in enumerate(recipe.steps, 1):
-        driver, why, wrong = _driver(entry, nodes[-1], facts, recipe.login)
+        driver, why, wrong = _driver(entry, nodes[-1], facts, recipe)
         if wrong:
             place = entry.place
             complaints.append(Complaint(place.file, place.line, place.column, place.path, wrong))
             continue
         if nodes[-1].gives == "tree" and driver != "native":
             nodes.append(_assemble(recipe, facts, nodes[-1], prefix))
-            driver, why, _ = _driver(entry, nodes[-1], facts, recipe.login)
-        if driver == "ssh" and nodes[-1].driver != "ssh":
+            driver, why, _ = _driver(entry, nodes[-1], facts, recipe)
+        if driver == "ssh" and not _runs(nodes[-1], recipe):
             nodes.append(_boot(recipe, facts, nodes[-1], entry, prefix))
         below, kind = nodes[-1], entry.kind
         options = _identity(kind, entry.place)
@@ -228,6 +239,8 @@ def _identity(kind: Kind, place: Complaint) -> dict[str, object]:
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise RecipeError([replace(place, message=f"a file cannot be read: {said}")]) from error
+    except ValueError as error:  # a template of ours that does not go with the options
+        raise RecipeError([replace(place, message=str(error))]) from error
 
 
 def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> Node:
@@ -251,17 +264,22 @@ def _boot(recipe: Recipe, facts: Facts, below: Node, entry: Entry[Step], prefix:
     )  # fmt: skip
 
 
-def _driver(entry: Entry[Step], below: Node, facts: Facts, login: Login | None) -> tuple[str, str, str]:
+def _runs(below: Node, recipe: Recipe) -> bool:
+    """Whether the guest still runs that the node below left: not that of another recipe, which has its own machine."""
+    return below.driver == "ssh" and below.recipe is recipe
+
+
+def _driver(entry: Entry[Step], below: Node, facts: Facts, recipe: Recipe) -> tuple[str, str, str]:
     """Choose how a step reaches the guest: the driver, why, and what is wrong."""
-    driver, why, wrong = _choose(entry, below, facts)
+    driver, why, wrong = _choose(entry, below, facts, recipe)
     if not wrong and entry.step.expect_disconnect and driver != "ssh":
         return "", "", "expect_disconnect: there is no connection that could end; say `via: ssh` beside it"
-    if driver == "ssh" and login is not None:
-        return login.type, why, wrong
+    if driver == "ssh" and recipe.login is not None:
+        return recipe.login.type, why, wrong
     return driver, why, wrong
 
 
-def _choose(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, str]:
+def _choose(entry: Entry[Step], below: Node, facts: Facts, recipe: Recipe) -> tuple[str, str, str]:
     via, running = entry.step.via, entry.kind.needs_running
     if running and via not in {"auto", "ssh"}:
         return "", "", f"needs a running guest ({running}), which via: {via} does not give; leave `via` out"
@@ -280,7 +298,7 @@ def _choose(entry: Entry[Step], below: Node, facts: Facts) -> tuple[str, str, st
             return "", "", "via: native on a disk needs root; leave `via` out, or run as root"
         return "native", "the recipe says so", ""
     if not below.trusted or not facts.root:
-        if below.driver == "ssh":
+        if _runs(below, recipe):
             return "ssh", "the guest is running, and that is quicker than an appliance", ""
         why = "mounting a disk needs root" if below.trusted else "the disk is of foreign origin"
         return "guestfs", why, ""

@@ -162,7 +162,7 @@ def own_template(name: str) -> Path:
 def _marked(renderer: Renderer, path: Path) -> str:
     try:
         return renderer.marked(path.read_text(encoding="utf-8"))
-    except (jinja2.TemplateError, ValueError):  # marks can be in the way: then there are no line numbers
+    except Exception:  # marks can be in the way, of whatever a template does: then there are no line numbers
         return ""
 
 

@@ -15,12 +15,16 @@ def stale(
     """The nodes of the plan's spine that should run again, and why.
 
     ``moved`` tells whether what is at an address is not what a layer saw there (by its SHA-256); ``older_than`` is in
-    seconds, and counts for what looks at the world without noting what it saw. Of those, only the lowest needs to be
+    seconds, and counts for whatever depends on servers. Of those, only the lowest needs to be
     named: all that follows runs with it.
     """
-    for node in plan.spine:
+    for number, node in enumerate(plan.spine, 1):
         layer = store.find(node.key)
-        if layer is None or node.kind is None or not node.kind.worldly:
+        if node.kind is None or not node.kind.worldly:
+            continue
+        if layer is None:
+            if any(store.find(above.key) is not None for above in plan.spine[number:]):
+                return {node.name: "what it saw is not known any more: its layer was collected"}
             continue
         gone = [url for url, digest in sorted(seen(layer).items()) if moved(url, digest)]
         if gone:

@@ -60,7 +60,10 @@ def keep_small(store: Store) -> list[str]:
 
 
 def moved(store: Store, host: Host, note: Log) -> Callable[[str, str], bool]:
-    """Whether what is at an address is not what has this SHA-256; each address is asked for once."""
+    """Whether what is at an address is not what has this SHA-256; each address is asked for once.
+
+    What cannot be asked, because this host does not reach it or may not, has not moved.
+    """
     import hashlib
 
     from imagesmith.fetch_http import Http
@@ -69,11 +72,15 @@ def moved(store: Store, host: Host, note: Log) -> Callable[[str, str], bool]:
 
     def ask(url: str, digest: str) -> bool:
         if url not in known:
-            with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
-                part = Path(folder, "file")
-                Http(lambda: host.cancelled, note, delays=(1.0, 5.0), every=60).download(url, part, limit=1 << 26)
-                known[url] = hashlib.sha256(part.read_bytes()).hexdigest()
-        return known[url] != digest
+            known[url] = ""
+            try:
+                with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
+                    part = Path(folder, "file")
+                    Http(lambda: host.cancelled, note, delays=(1.0, 5.0), every=60).download(url, part, limit=1 << 26)
+                    known[url] = hashlib.sha256(part.read_bytes()).hexdigest()
+            except BuildError as error:
+                note(f"whether it has moved is not known: {error.message}")
+        return known[url] not in ("", digest)
 
     return ask
 
@@ -228,7 +235,7 @@ class Shop:
         from imagesmith.kinds import file_digest
 
         path = Fetcher(self._store.blobs, self.host, self.log).fetch(url, checksum, signature, keyring)
-        self.downloads.append({"url": shown(url), "checksum": checksum, "digest": file_digest(path)})
+        self.downloads.append({"url": shown(url), "checksum": shown(checksum), "digest": file_digest(path)})
         return path
 
     def import_disk(self, source: Path, into: Path, *, format: str = "") -> None:

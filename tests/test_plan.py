@@ -155,6 +155,26 @@ def test_the_boot_is_the_same_whatever_runs_in_the_guest(tmp_path: Path) -> None
     assert boots[0] == boots[1]
 
 
+def test_no_state_is_kept_of_a_guest_that_was_given_a_secret(tmp_path: Path) -> None:
+    secret = "variables: {pw: {secret: {env: PW}}}\n"
+    steps = "steps: [{shell: x, via: ssh}, {shell: {run: y, env: {A: '{{ pw }}'}}, via: ssh}, {shell: z, via: ssh}]\n"
+
+    def kept(more: str) -> list[bool]:
+        return [node.resumable for node in plan(tmp_path, DISK + secret + more + steps).spine[1:5]]
+
+    assert kept("") == [True, True, False, False]
+    assert kept("checkpoints: with-secrets\n") == [True] * 4
+    assert kept("checkpoints: false\n") == [False] * 4
+    assert kept("login: {user: ops, password: '{{ pw }}'}\n") == [False] * 4
+
+
+def test_another_recipes_guest_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "lower.yaml").write_text(DISK + "steps: [{shell: x, via: ssh}]\n")
+    (tmp_path / "old.raw").touch()
+    found = plan(tmp_path, "base: {recipe: lower.yaml}\nsteps: [{shell: y, via: ssh}, {cleanup: false}]\n")
+    assert [node.name for node in found.spine][-2:] == ["boot the guest (2)", "1 shell y"]
+
+
 def test_a_running_guest_is_cleaned_up_where_an_appliance_would_be_needed(tmp_path: Path) -> None:
     text = DISK + "steps: [{shell: x, via: ssh}]\n"
     assert plan(tmp_path, text).sealed.driver == "ssh"

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from imagesmith import plan as planning
 from imagesmith import recipe, stale
 from imagesmith.apt import release
-from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.plan import Facts, Plan
 from imagesmith.store import Store
@@ -101,8 +100,20 @@ def test_a_repository_is_asked_whether_it_moved(address: str, tmp_path: Path) ->
     assert not moved(store, host, print)(f"{address}/InRelease", then)
     Changing.content = b"second"
     assert moved(store, host, print)(f"{address}/InRelease", then)
-    with pytest.raises(BuildError, match="404"):
-        moved(store, host, print)(f"{address}/gone/InRelease", then)
+    said: list[str] = []
+    assert not moved(store, host, said.append)(f"{address}/gone/InRelease", then)
+    assert "404" in said[-1]
+
+
+def test_what_was_collected_is_made_anew(aged: tuple[Plan, Store]) -> None:
+    made, store = aged
+    layer = store.find(made.spine[2].key)
+    assert layer is not None
+    with store.index.change():
+        store.index._db.execute("UPDATE layers SET key = 'gone' WHERE id = ?", (int(layer.id),))
+    (found, why), = stale.stale(made, store, lambda url, digest: False, older_than=None, now=time.time()).items()
+    assert "packages" in found
+    assert "collected" in why
 
 
 def test_layers_note_the_repositories_that_they_saw(command: Command, golden: Golden) -> None:
@@ -122,7 +133,9 @@ def test_a_wrong_age_is_said(command: Command, golden: Golden) -> None:
 
 @given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="/"), min_size=1, max_size=20))
 def test_apts_name_for_a_release_file_is_one_name(suite: str) -> None:
-    assert "/" not in release("http://user:pw@m.example/debian/", suite).file
+    found = release("http://user:pw@m.example/debian/", suite)
+    assert "/" not in found.file
+    assert "pw" not in found.url.replace(suite, "")
 
 
 def test_release_files_are_named_as_apt_names_them() -> None:

@@ -94,6 +94,10 @@ class CloudInit(Account, name="cloud-init", version=1):
         files = {"user-data": data, "meta-data": meta.encode(), "vendor-data": guest_file("vendor-data.yaml")}
         return files if self.network is None else {**files, "network-config": self.network.encode()}
 
+    def identity(self) -> dict[str, object]:
+        """See Kind: a name that is given is set, the same one by default is not."""
+        return {**super().identity(), "named": self._named}
+
     def lint(self, host: Host) -> Sequence[Remark]:
         """What it is, and for cloud-config what cloud-init itself says, or our own schema."""
         rendered = self.rendered

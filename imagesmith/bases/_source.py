@@ -78,6 +78,11 @@ class Sourced(Base):
         """As the recipe says."""
         return self.trusted
 
+    @property
+    def pinned(self) -> bool:
+        """Whether it is known by its contents."""
+        return _PINNED.fullmatch(self.checksum) is not None
+
     def source_identity(self) -> dict[str, object]:
         """The contents where they are known (then it does not matter where they come from), else the source."""
         if _PINNED.fullmatch(self.checksum):

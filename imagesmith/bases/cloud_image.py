@@ -50,6 +50,11 @@ class CloudImage(Sourced, name="cloud-image", version=1):
         """To be seeded."""
         return self.seed is not None
 
+    @property
+    def worldly(self) -> bool:
+        """Unless one image is named by its contents, and nothing runs in it."""
+        return self.seed is not None or (bool(self.url) and not self.pinned)
+
     def identity(self) -> dict[str, object]:
         """The contents where they are known (then it does not matter where they come from), else the source."""
         found = {"format": self.format, **self.source_identity()}

@@ -13,7 +13,7 @@ from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Installation, Workshop
 from imagesmith.keys import parse
-from imagesmith.kinds import UNKEYED, AnswerFile, Duration, RecipeFile, Remark, file_digest
+from imagesmith.kinds import UNKEYED, AnswerFile, Duration, RecipeFile, Remark, file_digest, secrets_in
 
 
 def _words(value: object) -> object:
@@ -57,6 +57,13 @@ class Iso(Sourced, name="iso", version=1):
     stall: Annotated[Duration, UNKEYED] = Field(
         900.0, description="How long nothing may move (console, log, disk, network)."
     )
+
+    @field_validator("boot", "boot_command")
+    @classmethod
+    def _no_secrets(cls, value: list[str]) -> list[str]:
+        if secrets_in(value):
+            raise ValueError("must hold no secrets, for every user can see them; put them into the answer file")
+        return value
 
     @field_validator("boot_command")
     @classmethod

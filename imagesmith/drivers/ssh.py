@@ -11,6 +11,7 @@ first layer of the run. ``cleanup`` is there for that.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,11 @@ from typing import BinaryIO, Literal
 from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay, newest
 from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
-from imagesmith.drivers.ssh_resume import Keeper, take_up, there
+from imagesmith.drivers.ssh_resume import FOLDER, Keeper, OtherMachine, take_up, there
 from imagesmith.drivers.ssh_root import SshRoot
 from imagesmith.drivers.winrm import WinRm, library
 from imagesmith.drivers.winrm_root import WinRmGuest, WinRmRoot
-from imagesmith.errors import BuildError, GuestFailed, TimedOut, ToolFailed
+from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Log, Root
 from imagesmith.machine import firmware as firmwares
@@ -131,8 +132,8 @@ class SshSession:
             firmwares.keep(running.variables, self._driver.firmware, into)
         if running.tpm is not None:
             running.tpm.keep(into)
-        if keeper is not None:
-            keeper.keep(into, log)
+        if keeper is not None and not keeper.keep(into, log):
+            self.close()  # the layer is complete; the guest may be in any state, so the next step boots
 
     def _open(self, into: Path, log: Log) -> _Running:
         file = into / LAYER_FILE
@@ -163,10 +164,12 @@ class SshSession:
         if there(self._below[-1]):
             try:
                 return self._start(file, log, going_on=True)
-            except (GuestFailed, TimedOut, ToolFailed, BuildError) as error:
-                log(f"the checkpoint cannot be used: {error.message.splitlines()[0]}; booting from the disk")
+            except (BuildError, OSError) as error:
+                log(f"the checkpoint cannot be used: {str(error).splitlines()[0]}; booting from the disk")
                 self._drop()
                 file.unlink(missing_ok=True)
+                if not isinstance(error, OtherMachine):  # it will not be of use another time, either
+                    shutil.rmtree(self._below[-1] / FOLDER, ignore_errors=True)
         return self._start(file, log, going_on=False)
 
     def _start(self, file: Path, log: Log, *, going_on: bool) -> _Running:

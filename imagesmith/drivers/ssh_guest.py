@@ -16,6 +16,8 @@ from imagesmith.machine.ssh import Ssh
 BOOT_SECONDS = 600.0
 """Until sshd answers, and again until start-up is complete; 15 to 200 s were seen under TCG."""
 _ASK_SECONDS = 60.0
+_AWAKE_SECONDS = 120.0
+"""Until a guest that goes on from its checkpoint can be entered; 1 to 6 s were seen under TCG."""
 _PATH = "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
 # systemctl(1): "stopping" while it shuts down; "initializing" and "starting" are waited for.
 _STARTED = f"""{_PATH}command -v systemctl >/dev/null || {{ echo running; exit 0; }}
@@ -60,7 +62,7 @@ class SshGuest:
         Raises TimedOut, GuestFailed, Interrupted.
         """
         self._admitted = admitted
-        self._connect(BOOT_SECONDS, log)
+        self._connect(_AWAKE_SECONDS, log)
         self.dismiss()
 
     def hold(self) -> bool:

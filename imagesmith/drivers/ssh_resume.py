@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import shutil
 import time
 from pathlib import Path
 
 from imagesmith.drivers.ssh_guest import SshGuest
-from imagesmith.errors import BuildError, GuestFailed, TimedOut
+from imagesmith.errors import BuildError, GuestFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Log
 from imagesmith.machine import checkpoint
@@ -26,11 +27,12 @@ FOLDER = "checkpoint"
 """In a layer's folder: ``state.zst`` and ``fits``. It may go at any time: the guest is booted then."""
 _PID = "/run/imagesmith-agent"
 _SECONDS = 60.0
-_NO_PORT = 3
+_NO_PORT, _NO_MEMORY = 3, 4
 _START = f"""\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 [ -c /dev/virtio-ports/{CONTROL_PORT} ] || grep -qx {CONTROL_PORT} /sys/class/virtio-ports/*/name 2>/dev/null ||
     exit {_NO_PORT}
+grep -q ' /run tmpfs ' /proc/mounts || exit {_NO_MEMORY}
 if read -r old <{_PID}; then kill "$old"; sleep 1; fi 2>/dev/null
 setsid sh -c {shlex.quote(SCRIPT)} </dev/null >/dev/null 2>&1 &
 echo $! >{_PID}
@@ -50,21 +52,35 @@ echo {noise} >/dev/urandom
 """
 
 
+class OtherMachine(BuildError):
+    """A state that does not fit this machine; it may fit another."""
+
+
 class Keeper:
     """Keeps the states of one running guest."""
 
     def __init__(self, guest: SshGuest, spec: MachineSpec, host: Host) -> None:
         self._guest, self._spec, self._host = guest, spec, host
-        self._entered = -1
-        """Which of the guest's entrances the listening shell was started at."""
+        self._entered = self._refused = -1
+        """Which of the guest's entrances the listening shell was started at, or could not be started at."""
 
     def prepare(self, log: Log) -> bool:
         """See to it that a state could be entered again; False where that cannot be. The guest runs."""
         if self._entered == self._guest.entered:
             return True
+        if self._refused == self._guest.entered:
+            return False
+        self._refused = self._guest.entered
+        try:
+            return self._listen(log)
+        except (BuildError, OSError) as error:
+            log(f"no checkpoint is made: a shell cannot listen in the guest: {str(error).splitlines()[0]}")
+            return False
+
+    def _listen(self, log: Log) -> bool:
         status, said = self._guest.ssh.ask(_START, within=_SECONDS)
         if status != 0:
-            why = "it has no virtio-serial ports" if status == _NO_PORT else said
+            why = {_NO_PORT: "it has no virtio-serial ports", _NO_MEMORY: "/run is on its disk"}.get(status, said)
             log(f"no checkpoint is made: a shell cannot listen in the guest: {why}")
             return False
         channel = Channel(self._guest.machine)
@@ -73,23 +89,28 @@ class Keeper:
             channel.listen()
             return channel.ready or None
 
-        try:
-            self._guest.machine.watch(ready, within=_SECONDS, doing="listen at its control channel")
-        except TimedOut as late:
-            log(f"no checkpoint is made: {late.message}")
-            return False
+        self._guest.machine.watch(ready, within=_SECONDS, doing="listen at its control channel")
         self._entered = self._guest.entered
         return True
 
-    def keep(self, into: Path, log: Log) -> None:
-        """Keep the state beside the layer in ``into``; the guest is stopped, and its file systems are held still."""
+    def keep(self, into: Path, log: Log) -> bool:
+        """Keep the state beside the layer in ``into``; the guest is stopped, and its file systems are held still.
+
+        False where that failed: the layer is a good one all the same, but the guest is not to be used any more.
+        """
         begun = time.monotonic()
         folder = into / FOLDER
-        folder.mkdir(mode=0o700)
-        checkpoint.save(self._guest.machine, folder / "state.zst", self._host)
-        (folder / "fits").write_text(checkpoint.fit(self._spec, self._host))
+        try:
+            folder.mkdir(mode=0o700)
+            checkpoint.save(self._guest.machine, folder / "state.zst", self._host)
+            (folder / "fits").write_text(checkpoint.fit(self._spec, self._host))
+        except (BuildError, OSError) as error:
+            log(f"no checkpoint is made: {str(error).splitlines()[0]}")
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
         size = (folder / "state.zst").stat().st_size
         log(f"checkpoint: {size / 2**20:.0f} MiB in {time.monotonic() - begun:.1f} s")
+        return True
 
 
 def there(layer: Path) -> bool:
@@ -105,7 +126,7 @@ def take_up(guest: SshGuest, spec: MachineSpec, layer: Path, public_key: str, ho
     """
     begun = time.monotonic()
     if (layer / FOLDER / "fits").read_text() != checkpoint.fit(spec, host):
-        raise BuildError("it is of another machine or another QEMU")
+        raise OtherMachine("it is of another machine or another QEMU")
     checkpoint.restore(guest.machine, layer / FOLDER / "state.zst", host)
     guest.machine.qmp.execute("cont")
     admit = f"key={shlex.quote(public_key.strip())}\nprintf '%s\\n' \"$key\" | sh -c {shlex.quote(ADMIT)}"

@@ -42,6 +42,7 @@ def save(machine: Machine, file: Path, host: Host) -> None:
 
     Raises MissingTool, ToolFailed, GuestFailed, Interrupted; the guest may be continued then, too.
     """
+    host.require("zstd", _PURPOSE)
     reader, writer = os.pipe()
     packed = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
@@ -69,8 +70,9 @@ def restore(machine: Machine, file: Path, host: Host) -> None:
 
     The guest does not run yet: QMP's ``cont`` lets it. Raises MissingTool, ToolFailed, GuestFailed, Interrupted.
     """
+    host.require("zstd", _PURPOSE)
     reader, writer = os.pipe()
-    with host.start(["zstd", "-d", "-q", "-c", file], purpose=_PURPOSE, stdout=writer):
+    with host.start(["zstd", "-d", "-q", "-c", file], purpose=_PURPOSE, stdout=writer) as unpacker:
         os.close(writer)
         try:
             machine.qmp.send_file("state", reader)
@@ -81,6 +83,8 @@ def restore(machine: Machine, file: Path, host: Host) -> None:
             _wait(machine, host, "completed")
         except ToolFailed as error:  # what it cannot take ends it
             raise GuestFailed(f"QEMU did not take the state: {error.message}") from error
+        if unpacker.wait(_SECONDS) != 0:  # its checksum is at the end
+            raise GuestFailed("the state is damaged")
 
 
 def _wait(machine: Machine, host: Host, wanted: str) -> None:

@@ -76,6 +76,11 @@ class Ansible(Step, name="ansible", version=1, shorthand="playbook"):
         """Ansible has to reach the guest over SSH."""
         return "Ansible reaches it over SSH"
 
+    @property
+    def worldly(self) -> bool:
+        """It may download things."""
+        return True
+
     def describe(self) -> str:
         """Name the playbook."""
         return self.playbook.path.name

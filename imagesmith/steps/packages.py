@@ -111,8 +111,14 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         root.remove(["/var/cache/pacman/pkg/*", "/var/lib/pacman/sync/*"])
 
 
+_INDEXES = (
+    "apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | sed 's#//[^/@ ]*@#//#' | sort -u"
+)
+"""Without the credentials that may stand in addresses: what it prints is logged."""
+
+
 def _releases(root: Root) -> Seen:
-    asked = root.run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
+    asked = root.run(["sh", "-c", _INDEXES])
     found = {}
     for line in sorted(set(asked.output.splitlines())):
         uri, _, suite = line.partition(" ")

@@ -53,6 +53,11 @@ class PowerShell(Step, name="powershell", version=1, shorthand="run"):
         """Windows' programs run in Windows alone."""
         return "PowerShell runs in it"
 
+    @property
+    def worldly(self) -> bool:
+        """It may download things."""
+        return True
+
     def describe(self) -> str:
         """Name the file, or show the first line that does something."""
         if self.path is not None:
