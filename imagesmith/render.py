@@ -11,7 +11,7 @@ import jinja2
 import jinja2.sandbox
 
 from imagesmith.errors import nearest
-from imagesmith.kinds import Rendered, placeholder
+from imagesmith.kinds import Rendered, placeholder, secrets_in
 from imagesmith.password import hashed
 
 _EXPRESSION = re.compile(r"\s*\{\{(?P<inner>(?:(?!\}\}|\{\{).)*)\}\}\s*", re.S)
@@ -134,22 +134,30 @@ class _Trusting(Renderer):
     is revealed, from the secret itself. So filters may escape it.
     """
 
+    def __init__(self, variables: Mapping[str, object]) -> None:
+        super().__init__(variables)
+        self._files.filters["quote"] = lambda value: shlex.quote(str(value))
+        self._files.filters["crypt"] = lambda value, user: hashed(str(value), user)
+
     def _checked(self, text: str) -> str:
         return text
 
 
 def _quote(value: object) -> str:
     """One word of a shell's command line."""
-    if isinstance(value, Secret):  # the place-holder would be quoted, and not what comes in its place
-        raise ValueError("a secret can only be used whole, without filters")
-    return shlex.quote(str(value))
+    return shlex.quote(_no_secret(value))
 
 
 def _crypt(value: object, user: str) -> str:
     """A password's hash, as in /etc/shadow."""
-    if isinstance(value, Secret):
+    return hashed(_no_secret(value), user)
+
+
+def _no_secret(value: object) -> str:
+    """A value that holds no secret: else its place-holder would be escaped, and not what comes in its place."""
+    if isinstance(value, Secret) or secrets_in(str(value)):
         raise ValueError("a secret can only be used whole, without filters")
-    return hashed(str(value), user)
+    return str(value)
 
 
 def own_template(name: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
-from imagesmith.errors import BuildError, StepFailed, ToolFailed
+from imagesmith.errors import BuildError, StepFailed, TimedOut, ToolFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Connection, Root
 from imagesmith.kinds import Options, RecipeFile, Remark, Step, digest, file_digest
@@ -94,6 +94,8 @@ class Ansible(Step, name="ansible", version=1, shorthand="playbook"):
             with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
                 host.run(["ansible-playbook", "--syntax-check", "-i", "guest,", path], purpose="check a playbook",
                          cwd=path.parent, env=_environment(path, Path(folder)), timeout=60)  # fmt: skip
+        except TimedOut:  # that it takes so long is no fault of the playbook's
+            return ()
         except ToolFailed as error:
             said = error.tail
             place = _PLACE.search(said)
