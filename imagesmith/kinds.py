@@ -267,6 +267,13 @@ class Output(Kind):
         """What tells its files from those of the other outputs of a recipe: ``ova``, ``libvirt.box``."""
         return type(self).name
 
+    def fit(self, arch: str, firmware: Sequence[str]) -> None:
+        """Hold the guest against what this format's consumers can run.
+
+        Asked when a recipe is planned, and again before a disk is written. ``firmware`` is what the disk is known to
+        boot with (``bios``, ``uefi``); nothing where that is not known yet. Raises BuildError, with the way out.
+        """
+
 
 class DiskOutput(Output):
     """A format that is made of the sealed disk."""

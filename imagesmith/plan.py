@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from imagesmith.errors import Complaint, RecipeError, nearest
+from imagesmith.errors import BuildError, Complaint, RecipeError, nearest
 from imagesmith.kinds import Booting, Check, DiskOutput, Kind, Output, Step, digest, secrets_in
 from imagesmith.recipe import Entry, Recipe, StepOptions
 
@@ -133,6 +133,7 @@ def make_plan(
     Raises RecipeError.
     """
     chosen = _chosen(recipe, only) if outputs else []
+    _check_fit(recipe, chosen)
     wanted_checks = recipe.checks if checks else ()
     spine = _spine(recipe, facts, load, ())
     names = [node.name for node in spine]
@@ -166,6 +167,19 @@ def _chosen(recipe: Recipe, only: Sequence[str]) -> list[Entry[Output]]:
     return [
         entry for label, entry in labels.items() if not only or label in only or type(entry.kind).name in only
     ]  # fmt: skip
+
+
+def _check_fit(recipe: Recipe, chosen: Sequence[Entry[Output]]) -> None:
+    """Refuse outputs that the guest cannot run on, as far as that is known before there is a disk."""
+    complaints = []
+    for entry in chosen:
+        try:
+            entry.kind.fit(recipe.arch, ("uefi",) if recipe.arch == "aarch64" else ())
+        except BuildError as error:
+            message = error.message + (f"; {error.hint}" if error.hint else "")
+            complaints.append(replace(entry.place, message=message))
+    if complaints:
+        raise RecipeError(complaints)
 
 
 # -- the spine ---------------------------------------------------------------------------------------------------

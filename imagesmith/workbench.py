@@ -160,12 +160,13 @@ class Bench:
     def disk(self, folder: Path) -> Disk:
         """See engine.Workbench."""
         from imagesmith.disk.attach import chain_of, newest, read_header
+        from imagesmith.disk.bootable import boots_with
         from imagesmith.machine.firmware import store_name
 
         path = folder / "disk.qcow2"
         below = [file.parent for file in chain_of(path)]
         variables = {name: store for name in ("uefi", "uefi-secure") if (store := newest(below, store_name(name)))}
-        return Disk(path, read_header(path).virtual_size, variables=variables)
+        return Disk(path, read_header(path).virtual_size, boots_with(path, self._host), variables)
 
     @contextmanager
     def files(self, node: Node, below: Sequence[Path], log: Log) -> Iterator[Files]:
