@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from imagesmith import __version__
-from imagesmith.engine import Outcome, slug
+from imagesmith.engine_node import Outcome, slug
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.kinds import Options, digest, file_digest

@@ -1,0 +1,156 @@
+"""Outputs and checks, side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from imagesmith.engine_node import Nodes, Outcome, Work
+from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, TimedOut
+from imagesmith.host import Host
+from imagesmith.interfaces import Disk, Files, Guest, Log, Maker
+from imagesmith.kinds import Check, DiskOutput, FilesOutput
+from imagesmith.plan import Node
+from imagesmith.recipe import Entry
+from imagesmith.store import Layer, Use
+
+
+class LeafBench(Protocol):
+    """The parts that outputs and checks need."""
+
+    def disk(self, folder: Path) -> Disk:
+        """The disk whose layer is in ``folder``."""
+        ...
+
+    def files(self, node: Node, below: Sequence[Path], log: Log) -> AbstractContextManager[Files]:
+        """The root file system of a tree or a disk, read-only."""
+        ...
+
+    def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:
+        """A booted throw-away copy; where it fails, the console log and a screenshot are put into ``keep``."""
+        ...
+
+
+class Leaves:
+    """Makes what hangs on the spine's end."""
+
+    def __init__(self, host: Host, bench: LeafBench, nodes: Nodes, *, folders: Callable[[Layer], list[Path]],
+                 jobs: int, epoch: int) -> None:  # fmt: skip
+        self._host, self._bench, self._nodes, self._folders = host, bench, nodes, folders
+        self._jobs, self._epoch = jobs, epoch
+
+    def run(self, nodes: Sequence[Node], use: Use, outcome: Outcome, again: Collection[str]) -> None:
+        """Make all that are given. Raises what one raised, or a BuildError that names several."""
+        if not nodes:
+            return
+        failures: list[ImagesmithError] = []
+        pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="leaf")
+        try:
+            waiting: set[Future[None]] = {pool.submit(self._run_leaf, node, use, outcome, again) for node in nodes}
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    try:
+                        future.result()
+                    except ImagesmithError as error:
+                        failures.append(error)
+        except BaseException:
+            self._host.cancel()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            failures.sort(key=lambda error: error.node)
+            together = BuildError("\n".join(f"{e.node}: {e.message}" for e in failures))
+            together.node, together.kept = ", ".join(e.node for e in failures), self._nodes.failed
+            raise together from failures[0]
+
+    def _run_leaf(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> None:
+        assert node.below is not None
+        with self._nodes.node(node, use, outcome, again) as work:
+            if work is None:
+                return
+            below = outcome.layers[node.below.name]
+            if node.verb == "check":
+                work.facts["checks"] = self._check(node, below, work)
+            else:
+                self._write(node, below, work)
+
+    def _write(self, node: Node, below: Layer, work: Work) -> None:
+        recipe, machine = node.recipe, node.recipe.machine
+        maker = Maker(
+            name=recipe.name, version=recipe.version, description=recipe.description, arch=recipe.arch,
+            epoch=self._epoch, seed=node.key, cpus=machine.cpus, memory=machine.memory, firmware=machine.firmware,
+        )  # fmt: skip
+        kind = self._nodes.revealed(node).kind
+        directory = work.slot.folder / "files"
+        directory.mkdir()
+        if isinstance(kind, DiskOutput):
+            disk = self._bench.disk(below.folder)
+            made = kind.write(disk, maker, directory, self._host, work.log)
+            work.facts["virtual_size"] = disk.virtual_size
+        else:
+            assert isinstance(kind, FilesOutput)
+            with self._bench.files(node, self._folders(below), work.log) as files:
+                made = kind.write(files, maker, directory, self._host, work.log)
+        work.facts["main"] = made[0].name
+        work.facts["format"] = kind.label
+        work.facts["files"] = [
+            {"name": path.name, "size": path.stat().st_size, "sha256": _sha256(path)} for path in made
+        ]
+
+    def _check(self, node: Node, below: Layer, work: Work) -> list[dict[str, object]]:
+        results: list[dict[str, object]] = []
+        keep = work.slot.folder / "guest"
+        keep.mkdir()
+        start, entered = time.monotonic(), False
+        try:
+            with self._bench.booted(node, self._bench.disk(below.folder), keep, work.log) as guest:
+                entered = True
+                for entry in node.recipe.checks:
+                    results.append(self._one_check(node, entry, guest))
+                failed = [r for r in results if not r["passed"]]
+                if failed:
+                    lines = "\n".join(f"{r['check']}: {r['seen']}" for r in failed)
+                    raise CheckFailed(f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}")
+        except BuildError as error:
+            if not entered:
+                self._result(node, "the guest", False, error.message, start)
+            self._nodes.keep(keep)
+            raise
+        return results
+
+    def _one_check(self, node: Node, entry: Entry[Check], guest: Guest) -> dict[str, object]:
+        start, passed, seen = time.monotonic(), False, ""
+        for attempt in range(entry.retries + 1):
+            try:
+                seen, passed = entry.kind.revealed(self._nodes.secrets(node.recipe)).check(guest), True
+                break
+            except GuestFailed as error:
+                self._result(node, entry.title, False, error.message, start)
+                raise
+            except (CheckFailed, TimedOut) as error:
+                seen = str(error)
+                if attempt < entry.retries:
+                    time.sleep(1)
+        return self._result(node, entry.title, passed, seen, start)
+
+    def _result(self, node: Node, title: str, passed: bool, seen: str, start: float) -> dict[str, object]:
+        result: dict[str, object] = {
+            "check": title, "firmware": node.firmware, "passed": passed, "seen": self._nodes.redacted(seen),
+            "seconds": round(time.monotonic() - start, 3),
+        }  # fmt: skip
+        self._nodes.emit("check", node, data=result)
+        return result
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,178 @@
+"""One node's work: its slot in the store, its log, the secrets that it is given and that nobody is shown."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+from imagesmith.errors import BuildError, ImagesmithError
+from imagesmith.events import Event, Listener
+from imagesmith.interfaces import Log
+from imagesmith.kinds import secrets_in
+from imagesmith.plan import ONLINE, Node
+from imagesmith.recipe import Recipe
+from imagesmith.store import Layer, Slot, Use
+
+Ask = Callable[[Recipe, Collection[str]], Mapping[str, str]]
+"""Gives the values of a recipe's secrets, by their names."""
+
+
+@dataclass
+class Outcome:
+    """What a build came to."""
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    """Node's name -> its layer, for all nodes that were needed."""
+    ran: dict[str, float] = field(default_factory=dict)
+    """Node's name -> seconds, for those that ran."""
+    seconds: float = 0.0
+
+
+@dataclass
+class Work:
+    """A node that is being made."""
+
+    slot: Slot
+    log: Log
+    facts: dict[str, object] = field(default_factory=dict)
+    """What is noted beside its layer."""
+
+
+class Nodes:
+    """Opens nodes for the work on them, and tells of it."""
+
+    def __init__(self, tell: Listener, *, ask: Ask, failed: Path | None) -> None:
+        self._tell, self._ask, self.failed = tell, ask, failed
+        self._secrets: dict[Path, Mapping[str, str]] = {}
+        self._hidden: list[str] = []
+        self._lock = threading.Lock()
+
+    def ask_for_secrets(self, nodes: Sequence[Node]) -> None:
+        """Have the secrets of what will run, so that none is missed after an hour; a recipe's own are for its nodes."""
+        for recipe in {node.recipe.path: node.recipe for node in nodes}.values():
+            own = [node for node in nodes if node.recipe is recipe]
+            checks = [entry.kind for entry in recipe.checks] if any(node.verb == "check" for node in own) else []
+            login = [recipe.login] if any(node.driver in ONLINE for node in own) else []
+            names = secrets_in([*(node.kind for node in own), *checks, *login])
+            self._secrets[recipe.path] = self._ask(recipe, names)
+        values = [value for found in self._secrets.values() for value in found.values()]
+        parts = {value for value in values if value} | {p for v in values for p in v.splitlines() if len(p) >= 4}
+        self._hidden = sorted(parts, key=lambda part: (-len(part), part))
+
+    @contextmanager
+    def node(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> Iterator[Work | None]:
+        """Make one node's layer, or give None where another build made it while we waited."""
+        below = outcome.layers[node.below.name] if node.below else None
+        parent = below if below is not None and below.gives == node.gives else None
+        waiting = lambda: self.emit("note", node, text="another build is making it; waiting")  # noqa: E731
+        with use.making(node.key, gives=node.gives, name=node.full_name, parent=parent, waiting=waiting,
+                        fresh=node.name in again) as slot:  # fmt: skip
+            if slot.layer is not None:
+                outcome.layers[node.name] = slot.layer
+                self.emit("node-cached", node)
+                yield None
+                return
+            start = time.monotonic()
+            self.emit("node-start", node)
+            with (slot.folder / "log").open("w", encoding="utf-8") as stream:
+                work = Work(slot, self._logger(node, stream.write))
+                try:
+                    yield work
+                except (ImagesmithError, OSError) as caught:
+                    error = caught if isinstance(caught, ImagesmithError) else BuildError(str(caught))
+                    seconds = time.monotonic() - start
+                    error.node, error.kept = error.node or node.name, self.failed
+                    if node.place_in_recipe is not None:
+                        place = node.place_in_recipe
+                        error.place = f"{place.file}:{place.line}:{place.column}"
+                    error.message, error.hint = self.redacted(error.message), self.redacted(error.hint)
+                    stream.flush()
+                    self.keep(slot.folder / "log", node.name)
+                    tail = (slot.folder / "log").read_text("utf-8").splitlines()[-20:]
+                    self.emit("node-failed", node, seconds=seconds, error=error.message, tail=tail)
+                    if error is caught:
+                        raise
+                    raise error from caught
+            seconds = time.monotonic() - start
+            work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place)
+            layer = slot.commit(work.facts)
+            with self._lock:
+                outcome.layers[node.name] = layer
+                outcome.ran[node.name] = seconds
+            self.emit("node-done", node, seconds=seconds)
+            for file in cast(list[dict[str, object]], work.facts.get("files", [])):
+                self.emit("artifact", node, data={**file, "format": work.facts["format"]})
+
+    def _logger(self, node: Node, write: Callable[[str], object]) -> Log:
+        def log(line: str) -> None:
+            line = self.redacted(line)
+            write(line + "\n")
+            self.emit("node-log", node, line=line)
+
+        return log
+
+    def without_secrets(self, value: object) -> object:
+        """What is to be noted (text, mappings, lists), with secrets' values starred out."""
+        if isinstance(value, str):
+            return self.redacted(value)
+        if isinstance(value, Mapping):
+            return {self.redacted(str(key)): self.without_secrets(item) for key, item in value.items()}
+        return [self.without_secrets(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def redacted(self, text: str) -> str:
+        """A text with secrets' values starred out."""
+        for part in self._hidden:
+            text = text.replace(part, "***")
+        return text
+
+    def secrets(self, recipe: Recipe) -> Mapping[str, str]:
+        """The values of a recipe's secrets that its nodes need."""
+        return self._secrets[recipe.path]
+
+    def revealed(self, node: Node) -> Node:
+        """A node whose options have their secrets."""
+        secrets = self._secrets.get(node.recipe.path)
+        return replace(node, kind=node.kind.revealed(secrets)) if secrets and node.kind is not None else node
+
+    def with_login(self, node: Node) -> Node:
+        """A node whose recipe's login has its secrets."""
+        secrets, login = self._secrets.get(node.recipe.path), node.recipe.login
+        if not secrets or login is None or node.driver not in ONLINE:
+            return node
+        return replace(node, recipe=replace(node.recipe, login=login.revealed(secrets)))
+
+    def keep(self, source: Path, name: str = "") -> None:
+        """Save what tells of a failure, a log or a folder of evidence, where the user finds it."""
+        if self.failed is None:
+            return
+        with suppress(OSError):  # the failure itself is what must be told
+            self.failed.mkdir(parents=True, exist_ok=True)
+            if source.is_file():
+                shutil.copyfile(source, self.failed / f"{slug(name)}.log")
+            else:
+                shutil.copytree(source, self.failed, dirs_exist_ok=True, copy_function=self._copy)
+
+    def _copy(self, source: str, target: str) -> None:
+        """Copy a file of evidence, without the secrets that a guest may have shown on its console."""
+        content = Path(source).read_bytes()
+        for part in self._hidden:
+            content = content.replace(part.encode(), b"***")
+        Path(target).write_bytes(content)
+
+    def emit(
+        self, event: str, node: Node, *, seconds: float | None = None, data: Mapping[str, object] | None = None,
+        **more: object,
+    ) -> None:  # fmt: skip
+        """Tell of a node."""
+        self._tell(Event(event, node.recipe.name, node.name, node.key, seconds, {**(data or {}), **more}))
+
+
+def slug(name: str) -> str:
+    """A node's name as a file's name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:60]
