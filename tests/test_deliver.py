@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagesmith import cpio
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.installer import bootplan, cpio, peers, server
+from imagesmith.installer import bootplan, peers, server
 from imagesmith.installer.bootplan import BootPlan, Hardware, Servers, make_plan
 from imagesmith.installer.deliver import choose, deliver
 from imagesmith.installer.iso import Iso

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from imagesmith import cpio
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.installer import cpio
 from imagesmith.installer.deliver import Given, arguments, choose, deliver, words
 from imagesmith.installer.iso import Iso
 from imagesmith.installer.media import look, merged

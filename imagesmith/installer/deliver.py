@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from imagesmith import cpio
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.installer import cpio, iso
+from imagesmith.installer import iso
 from imagesmith.interfaces import Delivery, Way
 
 _WORDS: Mapping[Way, str] = {
