@@ -19,7 +19,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Maker
 from imagesmith.kinds import FilesOutput, known, placeholder
 from imagesmith.outputs._gzip import GzipWriter
-from imagesmith.outputs.oci import reference
+from imagesmith.outputs._image import reference
 from tests.consumers import Docker, dockerd, validate_oci
 from tests.test_outputs import MAKER
 
