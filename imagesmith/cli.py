@@ -149,7 +149,7 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
     from imagesmith.events import Event
     from imagesmith.host import Host
     from imagesmith.lint import lint
-    from imagesmith.publish import check_target, publish, table
+    from imagesmith.publish import check_target, follow_up, publish, table
     from imagesmith.view import duration, shown
     from imagesmith.workbench import Bench, keep_small
 
@@ -184,6 +184,8 @@ def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: boo
                 changed = bool(outcome.ran)
                 if publish_it:
                     changed = publish(plan, outcome, target, host, store.root / "locks")
+                    for line in follow_up(plan, outcome, target, host):
+                        hear(Event("note", recipe.name, data={"text": line}))
         except KeyboardInterrupt:
             host.cancel()
             raise Interrupted("interrupted; what was finished is kept") from None

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from imagesmith.engine_node import Nodes, Outcome, Work
+from imagesmith.engine_node import Nodes, Outcome, Work, maker_of
 from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, TimedOut
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Files, Guest, Log, Maker
+from imagesmith.interfaces import Disk, Files, Guest, Log
 from imagesmith.kinds import Check, DiskOutput, FilesOutput
 from imagesmith.plan import Node
 from imagesmith.recipe import Entry
@@ -84,11 +84,7 @@ class Leaves:
                 self._write(node, below, work)
 
     def _write(self, node: Node, below: Layer, work: Work) -> None:
-        recipe, machine = node.recipe, node.recipe.machine
-        maker = Maker(
-            name=recipe.name, version=recipe.version, description=recipe.description, arch=recipe.arch,
-            epoch=self._epoch, seed=node.key, cpus=machine.cpus, memory=machine.memory, firmware=machine.firmware,
-        )  # fmt: skip
+        maker = maker_of(node, self._epoch)
         kind = self._nodes.revealed(node).kind
         directory = work.slot.folder / "files"
         directory.mkdir()

@@ -13,7 +13,7 @@ from typing import cast
 
 from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.events import Event, Listener
-from imagesmith.interfaces import Log
+from imagesmith.interfaces import Log, Maker
 from imagesmith.kinds import secrets_in
 from imagesmith.plan import ONLINE, Node
 from imagesmith.recipe import Recipe
@@ -42,6 +42,15 @@ class Work:
     log: Log
     facts: dict[str, object] = field(default_factory=dict)
     """What is noted beside its layer."""
+
+
+def maker_of(node: Node, epoch: int) -> Maker:
+    """What an output's node is told of the image besides the image itself."""
+    recipe, machine = node.recipe, node.recipe.machine
+    return Maker(
+        name=recipe.name, version=recipe.version, description=recipe.description, arch=recipe.arch, epoch=epoch,
+        seed=node.key, cpus=machine.cpus, memory=machine.memory, firmware=machine.firmware,
+    )
 
 
 class Nodes:

@@ -135,6 +135,16 @@ class Guest(Protocol):
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An artifact that was written in the same way before (kinds.Output.sameness), from another disk or this one."""
+
+    file: Path
+    """Its main file."""
+    disk: Path | None = None
+    """The qcow2 file that it was made of, where the store still has it."""
+
+
+@dataclass(frozen=True)
 class Disk:
     """A qcow2 file, read-only, perhaps with a backing chain beside it in the store."""
 
@@ -146,6 +156,8 @@ class Disk:
     variables: Mapping[str, Path] = field(default_factory=dict)
     """Firmware (uefi, uefi-secure) -> the UEFI variable store that its system has written to, where one was kept: the
     raw contents of the flash memory."""
+    earlier: Earlier | None = None
+    """Something of which an output may use parts again, if that makes no difference to a byte of its files."""
 
 
 class Files(Protocol):
@@ -181,6 +193,14 @@ class Maker:
     memory: int
     """Bytes."""
     firmware: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file of an output that is in the output folder."""
+
+    path: Path
+    sha256: str
 
 
 class Workshop(Protocol):

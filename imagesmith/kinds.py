@@ -28,11 +28,12 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, Valid
 
 from imagesmith.errors import nearest
 from imagesmith.host import Host
-from imagesmith.interfaces import Delivery, Disk, Files, Guest, Log, Maker, Medium, Root, Signs, Workshop
+from imagesmith.interfaces import Artifact, Delivery, Disk, Files, Guest, Log, Maker, Medium, Root, Signs, Workshop
 from imagesmith.options import (
     UNKEYED,
     Duration,
     Mode,
+    NewPath,
     Options,
     PublicKeys,
     RecipeFile,
@@ -48,7 +49,7 @@ from imagesmith.options import (
 
 __all__ = [
     "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Booting", "Check", "DiskOutput", "Duration",
-    "FilesOutput", "Kind", "Mode", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered",
+    "FilesOutput", "Kind", "Mode", "NewPath", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered",
     "RenderedFile", "Seen", "Size", "Step", "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
 ]  # fmt: skip
 
@@ -273,6 +274,11 @@ class Output(Kind):
         Asked when a recipe is planned, and again before a disk is written. ``firmware`` is what the disk is known to
         boot with (``bios``, ``uefi``); nothing where that is not known yet. Raises BuildError, with the way out.
         """
+
+
+    def published(self, artifacts: Sequence[Artifact], maker: Maker, host: Host) -> Sequence[str]:
+        """Do what is left when the artifacts are in the output folder, main one first; return what to tell of it."""
+        return ()
 
 
 class DiskOutput(Output):

@@ -48,6 +48,12 @@ def find_file(value: object, info: ValidationInfo) -> Path:
     return path
 
 
+def _new_path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise ValueError("must be the name of a file or folder")
+    return _folder(info) / value
+
+
 def _render_file(value: object, info: ValidationInfo) -> str:
     path = find_file(value, info)
     render: Callable[[Path], str] = (info.context or {})["render"]
@@ -85,6 +91,8 @@ Size = Annotated[int, BeforeValidator(_size),
 """Bytes; written 512M, 8G (powers of 1024), or a plain number."""
 RecipeFile = Annotated[Path, BeforeValidator(find_file), _FileMark(), WithJsonSchema({"type": "string"})]
 """A file or folder, named relative to the recipe; its contents are keyed."""
+NewPath = Annotated[Path, BeforeValidator(_new_path), WithJsonSchema({"type": "string"})]
+"""A file or folder that need not be there, named relative to the recipe."""
 RenderedFile = Annotated[str, BeforeValidator(_render_file), WithJsonSchema({"type": "string"})]
 """A Jinja2 template, named relative to the recipe; the option's value is the rendered text, and that is keyed."""
 

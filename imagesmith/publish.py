@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from imagesmith import __version__
-from imagesmith.engine_node import Outcome, slug
+from imagesmith.engine_node import Outcome, maker_of, slug
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.kinds import Options, digest, file_digest
+from imagesmith.interfaces import Artifact
+from imagesmith.kinds import Options, Output, digest, file_digest
 from imagesmith.plan import Plan
 from imagesmith.store import Layer
 from imagesmith.store_files import lock
@@ -76,6 +77,15 @@ def publish(plan: Plan, outcome: Outcome, target: Path, host: Host, locks: Path)
         return True
     finally:
         turn.release(remove=True)
+
+
+def follow_up(plan: Plan, outcome: Outcome, target: Path, host: Host) -> list[str]:
+    """Do what outputs have to do with artifacts that are in the output folder; return what is to be told of it."""
+    told: list[str] = []
+    for node in plan.outputs:
+        files = [Artifact(target / str(f["name"]), str(f["sha256"])) for f in _files(outcome.layers[node.name])]
+        told += cast(Output, node.kind).published(files, maker_of(node, plan.facts.epoch), host)
+    return told
 
 
 def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, host: Host) -> None:

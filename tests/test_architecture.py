@@ -54,7 +54,7 @@ MAY: dict[str, set[str]] = {
     "engine": {"engine_leaves", "engine_node", "errors", "events", "host", "interfaces", "kinds", "plan", "store"},
     "engine_leaves": {"engine_node", "errors", "host", "interfaces", "kinds", "plan", "recipe", "store"},
     "engine_node": {"errors", "events", "interfaces", "kinds", "plan", "recipe", "store"},
-    "publish": {"errors", "host", "kinds", "plan", "engine_node", "store", "store_files"},
+    "publish": {"errors", "host", "interfaces", "kinds", "plan", "engine_node", "store", "store_files"},
     "reference": {"kinds", "recipe"},
     "junit": set(),
     "view": {"events"},

@@ -19,9 +19,10 @@ MAKER = Maker(
     name="web-golden", version="2026.11", description='A web server\'s <golden> "image" & more', arch="x86_64",
     epoch=1_700_000_000, seed="5eed" * 16, cpus=2, memory=1 << 30, firmware=("bios",),
 )  # fmt: skip
-DISK_OUTPUTS: list[tuple[str, Mapping[str, str]]] = [
+DISK_OUTPUTS: list[tuple[str, Mapping[str, object]]] = [
     ("qcow2", {}), ("qcow2", {"compression": "zlib"}), ("qcow2", {"compression": "none"}), ("raw", {}), ("ova", {}),
     ("ova", {"hardware": "vmware"}), ("ovf", {}), ("vagrant", {}), ("vagrant", {"provider": "virtualbox"}),
+    ("vagrant", {"provider": "vmware_desktop"}), ("vagrant", {"extra_disks": ["1G"]}),
 ]  # fmt: skip
 
 

@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from imagesmith.interfaces import Disk
+from imagesmith.outputs.vagrant import Vagrant
 from tests.conftest import Golden
 from tests.consumers import add_box, ask, image_info, lint_ovf, same_disk, vagrant_env, vagrant_up
 from tests.test_outputs import MIB, make_disk, write
+
+GOLDEN = Path(__file__).parent / "golden/outputs"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,48 @@ def test_vagrant_adds_the_virtualbox_box_and_its_appliance_has_no_fault(disk: Di
     assert not [f for f in lint_ovf(tmp_path / "box/box.ovf") if not f.startswith("the manifest lacks")]
     same_disk(disk.path, tmp_path / "box/box-disk1.vmdk", "vmdk")
     assert "Syntax OK" in ask("ruby", "-c", tmp_path / "box/Vagrantfile")
+
+
+def test_the_qemu_box_is_one_that_vagrants_qemu_provider_looks_for(disk: Disk, tmp_path: Path) -> None:
+    (box,) = write("vagrant", {"provider": "qemu"}, disk, tmp_path / "out")
+    assert box.name == "web-golden.qemu.box"
+    assert "golden (libvirt, 0)" in add_box(box, "golden", tmp_path / "home")  # it takes no other
+    unpack(box, tmp_path / "box")
+    assert 'qemu.machine = "q35"' in (tmp_path / "box/Vagrantfile").read_text()
+    assert "Syntax OK" in ask("ruby", "-c", tmp_path / "box/Vagrantfile")
+
+
+def test_the_vmware_box_is_a_machine_with_its_disk(disk: Disk, tmp_path: Path) -> None:
+    (box,) = write("vagrant", {"provider": "vmware_desktop"}, disk, tmp_path / "out")
+    assert box.name == "web-golden.vmware_desktop.box"
+    assert "golden (vmware_desktop, 0)" in add_box(box, "golden", tmp_path / "home")
+    names = unpack(box, tmp_path / "box")
+    assert names == ["metadata.json", "info.json", "Vagrantfile", "box.vmx", "disk.vmdk"]
+    same_disk(disk.path, tmp_path / "box/disk.vmdk", "vmdk")
+    about = image_info(tmp_path / "box/disk.vmdk", "vmdk")["format-specific"]["data"]
+    assert about["create-type"] == "monolithicSparse"
+    assert (tmp_path / "box/box.vmx").read_text() == (GOLDEN / "box.vmx").read_text()
+    assert "Syntax OK" in ask("ruby", "-c", tmp_path / "box/Vagrantfile")
+
+
+def test_a_libvirt_box_may_bring_empty_disks(disk: Disk, tmp_path: Path) -> None:
+    (box,) = write("vagrant", {"extra_disks": ["1G", "512M"]}, disk, tmp_path / "out")
+    names = unpack(box, tmp_path / "box")
+    assert names == ["metadata.json", "info.json", "Vagrantfile", "box.img", "box_1.img", "box_2.img"]
+    metadata = json.loads((tmp_path / "box/metadata.json").read_bytes())
+    assert [d["path"] for d in metadata["disks"]] == ["box.img", "box_1.img", "box_2.img"]
+    assert image_info(tmp_path / "box/box_1.img", "qcow2")["virtual-size"] == 1 << 30
+    assert "golden (libvirt, 0)" in add_box(box, "golden", tmp_path / "home")
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"provider": "virtualbox", "extra_disks": ["1G"]}, "holds one disk"),
+    ({"provider": "qemu", "catalog": {"box": "acme/web", "folder": "boxes"}}, "libvirt box of a catalog"),
+    ({"catalog": {"box": "web", "folder": "boxes"}}, "pattern"),
+])  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Vagrant.model_validate(options)
 
 
 @pytest.mark.parametrize(("provider", "word"), [("libvirt", "OVMF_CODE"), ("virtualbox", '"--firmware", "efi"')])

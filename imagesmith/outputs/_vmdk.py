@@ -1,4 +1,4 @@
-"""The streamOptimized VMDK that appliances carry.
+"""VMDK files: streamOptimized, as appliances carry it, or monolithicSparse, as machines run from it.
 
 Source: VMware, Virtual Disk Format 5.0, "Hosted Sparse Extent Header" and "The Disk DescriptorFile".
 """
@@ -19,12 +19,14 @@ _HEADER = struct.Struct("<4sIIQQQQ")
 """magicNumber, version, flags, capacity, grainSize, descriptorOffset, descriptorSize (the last four in sectors)."""
 
 
-def write_vmdk(disk: Disk, target: Path, seed: str, host: Host, log: Log, *, adapter: str) -> None:
-    """Write the disk as a streamOptimized VMDK that names itself the same way every time.
+def write_vmdk(
+    disk: Disk, target: Path, seed: str, host: Host, log: Log, *, adapter: str, subformat: str = "streamOptimized",
+) -> None:  # fmt: skip
+    """Write the disk as a VMDK of one file that names itself the same way every time.
 
     ``adapter`` is ``ide`` or ``lsilogic``: what the descriptor says the disk was made for.
     """
-    options = {"subformat": "streamOptimized", "adapter_type": adapter}
+    options = {"subformat": subformat, "adapter_type": adapter}
     convert(disk, target, "vmdk", host, log, options=options)
     with target.open("r+b") as stream:
         magic, _, _, _, _, offset, size = _HEADER.unpack(stream.read(_HEADER.size))

@@ -6,55 +6,51 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagesmith.archive import Archive
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Log, Maker
-from imagesmith.kinds import DiskOutput, RecipeFile
-from imagesmith.outputs._common import GIB, MIB, finish, workspace, write_qcow2
-from imagesmith.outputs._ovf import write_package
-
-_LIBVIRT = """\
-  config.vm.provider :libvirt do |libvirt|
-    libvirt.cpus = {cpus}
-    libvirt.memory = {memory}
-{uefi}  end
-"""
-_LIBVIRT_UEFI = """\
-    libvirt.loader = [
-      "/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
-    ].find {{ |path| File.exist?(path) }}
-"""
-_VIRTUALBOX = """\
-  config.vm.provider :virtualbox do |virtualbox|
-    virtualbox.cpus = {cpus}
-    virtualbox.memory = {memory}
-    virtualbox.customize ["modifyvm", :id, "--nictype1", "virtio"]
-{uefi}  end
-"""
-_VIRTUALBOX_UEFI = """\
-    virtualbox.customize ["modifyvm", :id, "--firmware", "efi"]
-"""
-_VAGRANTFILE = """\
-Vagrant.configure("2") do |config|
-  # The image need not hold what shared folders want (NFS, rsync, guest additions).
-  config.vm.synced_folder ".", "/vagrant", disabled: true
-{provider}end
-"""
+from imagesmith.interfaces import Artifact, Disk, Log, Maker
+from imagesmith.kinds import UNKEYED, DiskOutput, NewPath, Options, RecipeFile, Size
+from imagesmith.outputs import _box, _catalog
+from imagesmith.outputs._common import finish, workspace
 
 
-class Vagrant(DiskOutput, name="vagrant", version=1, shorthand="provider"):
+class Catalog(Options):
+    """Where the versions of a box are gathered."""
+
+    box: str = Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", description="The box's name for its users: acme/web")
+    folder: NewPath = Field(description="The catalog's folder, relative to the recipe; made where there is none")
+    url: str = Field("", pattern="^(https?://.+)?$",
+                     description="Where users find that folder on the web; without it, on this machine")  # fmt: skip
+
+
+class Vagrant(DiskOutput, name="vagrant", version=2, shorthand="provider"):
     """A Vagrant box. The image should have what Vagrant logs in with.
 
     That is: a user ``vagrant`` with Vagrant's insecure public key and sudo without a password, DHCP on the first
     network adapter, and SSH host keys made at first boot. A box for libvirt also serves Vagrant's qemu provider.
+
+    A ``catalog`` is a folder that every build adds its box to, with ``metadata.json`` for ``vagrant box add`` and
+    ``vagrant box update``. A build that gives another box than the one of the recipe's version, 1.2, adds it as 1.2.1.
     """
 
-    provider: Literal["libvirt", "virtualbox"] = Field("libvirt", description="The Vagrant provider it is for")
+    provider: Literal["libvirt", "qemu", "virtualbox", "vmware_desktop"] = Field(
+        "libvirt", description="The Vagrant provider it is for"
+    )
     vagrantfile: RecipeFile | None = Field(None, description="Ruby that follows the box's own Vagrantfile")
+    extra_disks: tuple[Size, ...] = Field((), description="More disks, empty, by their sizes (libvirt)")
+    catalog: Annotated[Catalog | None, UNKEYED] = Field(None, description="Where the versions of the box are gathered")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Vagrant:
+        if self.extra_disks and self.provider not in ("libvirt", "qemu"):
+            raise ValueError(f"a box for {self.provider} holds one disk: extra_disks are for libvirt")
+        if self.catalog is not None and self.provider == "qemu":
+            raise ValueError("Vagrant's qemu provider takes the libvirt box of a catalog: give provider libvirt")
+        return self
 
     @property
     def label(self) -> str:
@@ -67,33 +63,26 @@ class Vagrant(DiskOutput, name="vagrant", version=1, shorthand="provider"):
         The tar is not compressed: what it holds is.
         """
         name = f"{maker.name}.{self.label}"
-        metadata: dict[str, object] = {"provider": self.provider}
         with workspace(directory, name) as work:
-            if self.provider == "libvirt":
-                write_qcow2(disk, work / "box.img", host, log, compression="zstd")
-                metadata |= {"format": "qcow2", "virtual_size": -(-disk.virtual_size // GIB)}
-                content = ["box.img"]
-            else:
-                content = list(write_package(
-                    disk, maker, work, host, log, hardware="generic",
-                    descriptor_name="box.ovf", disk_name="box-disk1.vmdk",
-                ))  # fmt: skip
+            contents = _box.contents(self.provider, disk, maker, work, host, log, extra=self.extra_disks)
             own = "" if self.vagrantfile is None else self.vagrantfile.read_text(encoding="utf-8")
-            vagrantfile = box_vagrantfile(self.provider, maker, uefi="bios" not in disk.firmware) + own
+            vagrantfile = _box.vagrantfile(self.provider, maker, uefi="bios" not in disk.firmware) + own
             with (work / name).open("wb") as out, Archive(out, epoch=maker.epoch) as archive:
-                archive.data("metadata.json", _json(metadata))
+                archive.data("metadata.json", _json(contents.metadata))
                 archive.data("info.json", _json(_about(maker)))
                 archive.data("Vagrantfile", vagrantfile.encode())
-                for member in content:
-                    archive.file(member, work / member)
+                for member, path in contents.members.items():
+                    archive.file(member, path)
             return finish(work, directory, [name])
 
-
-def box_vagrantfile(provider: str, maker: Maker, *, uefi: bool) -> str:
-    """Return the defaults that the box brings; the user's own Vagrantfile overrides them."""
-    template, firmware = (_LIBVIRT, _LIBVIRT_UEFI) if provider == "libvirt" else (_VIRTUALBOX, _VIRTUALBOX_UEFI)
-    settings = template.format(cpus=maker.cpus, memory=maker.memory // MIB, uefi=firmware.format() if uefi else "")
-    return _VAGRANTFILE.format(provider=settings)
+    def published(self, artifacts: Sequence[Artifact], maker: Maker, host: Host) -> Sequence[str]:
+        """Add the box to its catalog."""
+        if self.catalog is None:
+            return ()
+        box = _catalog.Box(self.catalog.box, maker.version, maker.description, _box.provider_of(self.provider),
+                           artifacts[0].path, artifacts[0].sha256)  # fmt: skip
+        version = _catalog.add(box, self.catalog.folder, self.catalog.url, host)
+        return [f"{self.catalog.box} {version} is in {self.catalog.folder / 'metadata.json'}"]
 
 
 def _about(maker: Maker) -> dict[str, str]:
