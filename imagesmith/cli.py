@@ -1,4 +1,5 @@
-"""The command: it alone prints results, chooses exit codes, and puts the parts together."""
+"""The command: with its other modules (``cli_*``) it alone prints results, chooses exit codes, puts the parts together.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +7,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from imagesmith import cli_build as parts
+from imagesmith.cli_build import Jobs, LogFormat, Output, Recipes, VarFiles, Vars, usage
 from imagesmith.cli_cache import cache_app
-from imagesmith.errors import Complaint, ImagesmithError, Interrupted, RecipeError, nearest
-
-if TYPE_CHECKING:
-    from imagesmith.plan import Facts, Plan
-    from imagesmith.recipe import Overrides, Recipe
-    from imagesmith.store import Store
+from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -28,13 +25,6 @@ app = typer.Typer(
            "130 interrupted.",
 )  # fmt: skip
 app.add_typer(cache_app, name="cache")
-
-Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RECIPE...", show_default=False)]
-Vars = Annotated[list[str], typer.Option("--var", help="Set a variable: NAME=VALUE. Beats --var-file.")]
-VarFiles = Annotated[list[Path], typer.Option("--var-file", help="A YAML file of variables.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the images go: DIR/<recipe's name>/.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="How many outputs and checks at once (0: one a core).")]
-LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text or json.")]
 
 
 def main() -> NoReturn:
@@ -57,7 +47,7 @@ def main() -> NoReturn:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own complaints
             context = getattr(error, "ctx", None)
             if context is not None and error.format_message():
-                print(context.get_usage(), file=sys.stderr)
+                print(context.getusage(), file=sys.stderr)
             print(f"imagesmith: {error.format_message()}", file=sys.stderr)
             sys.exit(int(error.exit_code))
         raise
@@ -77,165 +67,6 @@ def _say(error: ImagesmithError) -> None:
         print(f"  hint: {error.hint}", file=sys.stderr)
 
 
-def _usage(message: str) -> RecipeError:
-    return RecipeError((), message)
-
-
-# -- putting the parts together --------------------------------------------------------------------------------
-
-
-def _overrides(var: Sequence[str], var_file: Sequence[Path]) -> Overrides:
-    from imagesmith.recipe import Overrides
-
-    given = {}
-    for item in var:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise _usage(f"--var {item}: write NAME=VALUE")
-        given[name] = value
-    return Overrides(files=tuple(var_file), given=given)
-
-
-def _loader(overrides: Overrides) -> Callable[[Path], Recipe]:
-    """Read recipes; the variables given from outside are for the one that is named, not for its bases."""
-    from imagesmith import recipe
-
-    return lambda path: recipe.load(path, recipe.Overrides(environment=overrides.environment))
-
-
-def _facts() -> Facts:
-    from imagesmith.plan import DEFAULT_EPOCH, Facts
-
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if epoch and not epoch.isdigit():
-        raise _usage(f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
-    return Facts(root=os.geteuid() == 0, epoch=int(epoch) if epoch else DEFAULT_EPOCH)
-
-
-def _plan(path: Path, overrides: Overrides, *, only: Sequence[str] = (), checks: bool = True,
-          outputs: bool = True) -> Plan:  # fmt: skip
-    from imagesmith import recipe
-    from imagesmith.plan import make_plan
-
-    return make_plan(
-        recipe.load(path, overrides), _facts(), _loader(overrides), only=only, checks=checks, outputs=outputs
-    )
-
-
-def _store() -> Store:
-    from imagesmith.workbench import open_store
-
-    return open_store()
-
-
-def _fresh(plan: Plan, no_cache: bool, from_step: str) -> list[str]:
-    """The nodes that run again at the user's word."""
-    if no_cache:
-        return [node.name for node in plan.nodes]
-    if not from_step:
-        return []
-    names = [node.name for node in plan.spine]
-    found = [name for name in names if from_step in (name, name.split(" ")[0], name.partition(" ")[2])]
-    if not found:
-        raise _usage(f"--from {from_step}: the plan has no such step{nearest(from_step, names)}")
-    return found[:1]
-
-
-def _build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
-           checkpoints: bool = True, publish_it: bool = True,
-           listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
-    from imagesmith import secrets
-    from imagesmith.engine import Engine
-    from imagesmith.events import Event
-    from imagesmith.host import Host
-    from imagesmith.lint import lint
-    from imagesmith.publish import check_target, follow_up, publish, table
-    from imagesmith.view import duration, shown
-    from imagesmith.workbench import Bench, keep_small
-
-    recipe, host = plan.recipe, Host()
-    target = output / recipe.name
-    if publish_it:
-        check_target(target)
-    with shown(log_format, verbose=verbose) as tell:
-
-        def hear(event: Event) -> None:
-            if listen is not None and event.event == "check":
-                listen(dict(event.data))
-            tell(event)
-
-        hear(Event("plan", recipe.name, data={"nodes": [node.name for node in plan.nodes]}))
-        store = _store()
-        try:
-            with store.using(cancelled=lambda: host.cancelled) as use:
-                wrong = lint([node for node in plan.spine if node.name in fresh or use.find(node.key) is None], host)
-                if wrong:
-                    raise RecipeError(wrong)
-                bench = Bench(store, host, epoch=plan.facts.epoch,
-                              note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
-                engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
-                                ask=lambda recipe, names: secrets.resolve(recipe, host, names),
-                                failed=target / "failed", checkpoints=checkpoints)  # fmt: skip
-                try:
-                    outcome = engine.run(plan, use, fresh=fresh)
-                finally:
-                    for line in keep_small(store):
-                        hear(Event("note", recipe.name, data={"text": line}))
-                changed = bool(outcome.ran)
-                if publish_it:
-                    changed = publish(plan, outcome, target, host, store.root / "locks")
-                    for line in follow_up(plan, outcome, target, host):
-                        hear(Event("note", recipe.name, data={"text": line}))
-        except KeyboardInterrupt:
-            host.cancel()
-            raise Interrupted("interrupted; what was finished is kept") from None
-        data = {"ran": len(outcome.ran), "folder": str(target) if publish_it else "", "changed": changed}
-        hear(Event("summary", recipe.name, seconds=outcome.seconds, data=data))
-    if publish_it and plan.outputs:
-        _table(table(plan, outcome, target))
-    state = f"built in {duration(outcome.seconds)}" if outcome.ran or changed else "up to date"
-    print(f"{recipe.name}: {state}" + (f", in {target}" if publish_it else ""))
-
-
-def _table(rows: Sequence[tuple[Path, int, str, str, float]]) -> None:
-    from imagesmith.view import duration
-
-    cells = [("artifact", "size", "sha256", "proven by", "made in")]
-    for path, size, sha256, proof, seconds in rows:
-        cells.append((str(path), f"{size / 2**20:,.1f} MiB", sha256[:16] + "…", proof, duration(seconds)))
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _stale(plan: Plan, refresh: str) -> list[str]:
-    """The nodes that --refresh runs again; each is told with its reason."""
-    if not refresh:
-        return []
-    import time
-
-    from pydantic import TypeAdapter, ValidationError
-
-    from imagesmith import stale
-    from imagesmith.host import Host
-    from imagesmith.kinds import Duration
-    from imagesmith.workbench import moved
-
-    try:
-        older_than = None if refresh == "moved" else TypeAdapter(Duration).validate_python(refresh)
-    except ValidationError:
-        raise _usage(f"--refresh={refresh}: write an age such as 12h or 7d") from None
-    store = _store()
-
-    def note(line: str) -> None:
-        print(f"{plan.recipe.name}: {line}", file=sys.stderr)
-
-    found = stale.stale(plan, store, moved(store, Host(), note), older_than=older_than, now=time.time())
-    for name, why in found.items():
-        note(f"{name} runs again: {why}")
-    return list(found)
-
-
 # -- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -248,10 +79,10 @@ def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:
     from imagesmith.host import Host
     from imagesmith.lint import lint
 
-    overrides, complaints = _overrides(var, var_file), list[Complaint]()
+    overrides, complaints = parts.overrides_of(var, var_file), list[Complaint]()
     for path in recipes:
         try:
-            found = lint(_plan(path, overrides).spine, Host())
+            found = lint(parts.plan_of(path, overrides).spine, Host())
         except RecipeError as error:
             if not error.complaints:
                 raise
@@ -279,8 +110,8 @@ def plan(
     from imagesmith.view import duration
     from imagesmith.why import reasons
 
-    planned, now, total = _plan(recipe, _overrides(var, var_file), only=only), time.time(), 0.0
-    for found in reasons(planned, _store()):
+    planned, now, total = parts.plan_of(recipe, parts.overrides_of(var, var_file), only=only), time.time(), 0.0
+    for found in reasons(planned, parts.the_store()):
         node = found.node
         via = f"  [{node.driver}: {node.why_driver}]" if node.driver else ""
         if found.layer is not None:
@@ -312,12 +143,12 @@ def build(
 ) -> None:  # fmt: skip
     """Build recipes. Only what changed, and what follows it, is done again."""
     if log_format not in ("text", "json"):
-        raise _usage(f"--log-format {log_format}: must be text or json{nearest(log_format, ('text', 'json'))}")
-    overrides = _overrides(var, var_file)
+        raise usage(f"--log-format {log_format}: must be text or json{nearest(log_format, ('text', 'json'))}")
+    overrides = parts.overrides_of(var, var_file)
     plans, complaints = [], list[Complaint]()
     for path in recipes:
         try:
-            plans.append(_plan(path, overrides, only=only, checks=not no_checks))
+            plans.append(parts.plan_of(path, overrides, only=only, checks=not no_checks))
         except RecipeError as error:
             if not error.complaints:
                 raise
@@ -325,9 +156,9 @@ def build(
     if complaints:
         raise RecipeError(complaints)
     for planned in plans:
-        _build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
-               checkpoints=not no_checkpoints,
-               fresh=[*_fresh(planned, no_cache, from_step), *_stale(planned, refresh)])  # fmt: skip
+        fresh = [*parts.fresh_nodes(planned, no_cache, from_step), *parts.stale_nodes(planned, refresh)]
+        parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
+                        checkpoints=not no_checkpoints, fresh=fresh)  # fmt: skip
 
 
 @app.command("test")
@@ -347,17 +178,17 @@ def check_image(
     from imagesmith.recipe import of_image
 
     if target.suffix in (".yaml", ".yml"):
-        planned = _plan(target, _overrides(var, var_file), outputs=False)
+        planned = parts.plan_of(target, parts.overrides_of(var, var_file), outputs=False)
         if not planned.checks:
-            raise _usage(f"{target} has no checks")
+            raise usage(f"{target} has no checks")
     else:
-        planned = make_plan(of_image(target), _facts(), _loader(_overrides([], [])), outputs=False)
+        planned = make_plan(of_image(target), parts.facts(), parts.loader(parts.overrides_of()), outputs=False)
     if junit is not None and not junit.absolute().parent.is_dir():
-        raise _usage(f"--junit {junit}: there is no folder {junit.parent}")
+        raise usage(f"--junit {junit}: there is no folder {junit.parent}")
     results: list[dict[str, object]] = []
     try:
-        _build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,
-               fresh=[node.name for node in planned.checks], listen=results.append)  # fmt: skip
+        parts.run_build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,
+                        fresh=[node.name for node in planned.checks], listen=results.append)  # fmt: skip
     finally:
         if junit is not None:
             junit.write_bytes(report.junit(planned.recipe.name, results))
@@ -406,7 +237,7 @@ def kinds(
     found = [(family, known(family)[name]) for family in FAMILIES if name in known(family)]
     if not found:
         every = [kind for family in FAMILIES for kind in known(family)]
-        raise _usage(f"there is no kind '{name}'{nearest(name, every)}")
+        raise usage(f"there is no kind '{name}'{nearest(name, every)}")
     for family, kind in found:
         print(f"({family[:-1]})\n{reference.manual(kind)}")
 
