@@ -268,6 +268,14 @@ class Output(Kind):
         """What tells its files from those of the other outputs of a recipe: ``ova``, ``libvirt.box``."""
         return type(self).name
 
+    @property
+    def sameness(self) -> str:
+        """How the parts of its artifact are made (format, compressor, its version): empty where none is used again.
+
+        Where the store has an artifact with the same word, ``Disk.earlier`` is one.
+        """
+        return ""
+
     def fit(self, arch: str, firmware: Sequence[str]) -> None:
         """Hold the guest against what this format's consumers can run.
 

@@ -110,7 +110,7 @@ def test_a_disk_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "no.qcow2").write_bytes(b"not a qcow2")
     for name in ("qcow2", "raw", "ova", "vagrant"):
         out = tmp_path / name
-        with pytest.raises(ImagesmithError, match="qemu-img failed"):
+        with pytest.raises(ImagesmithError, match="qemu-img failed|no qcow2 image"):
             write(name, {}, Disk(tmp_path / "no.qcow2", MIB), out)
         assert not list(out.iterdir())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
+from imagesmith.outputs._clusters import write_image
+from imagesmith.outputs._qcow2 import CODECS, LAYOUT, Base
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -83,12 +86,22 @@ def convert(
     host.run(command, purpose=f"write {target.name}", log=_tenths(log, target.name))
 
 
-def write_qcow2(disk: Disk, target: Path, host: Host, log: Log, *, compression: str) -> None:
-    """Write a stand-alone qcow2 version 3 (QEMU, docs/interop/qcow2.txt) and check it. Raises ToolFailed."""
-    squeeze = compression != "none"
-    options = {"compat": "1.1", **({"compression_type": compression} if squeeze else {})}
-    convert(disk, target, "qcow2", host, log, options=options, compress=squeeze)
-    host.run(["qemu-img", "check", "-q", "-f", "qcow2", target], purpose=f"check {target.name}")
+def write_qcow2(
+    disk: Disk, target: Path, host: Host, log: Log, *, compression: str, base: Base | None = None
+) -> None:  # fmt: skip
+    """Write a qcow2 version 3 that stands alone, or on ``base``, and check it. Raises Refused, ToolFailed.
+
+    ``compression`` is zstd, zlib or none. What ``disk.earlier`` has of it is copied from there (see _clusters).
+    """
+    write_image(disk, target, host, log, codec=CODECS.get(compression), base=base)
+    alone = {"driver": "qcow2", "file": {"driver": "file", "filename": str(target)}, "backing": None}
+    host.run(["qemu-img", "check", "-q", f"json:{json.dumps(alone)}"], purpose=f"check {target.name}")
+
+
+def qcow2_sameness(compression: str) -> str:
+    """What parts of such an image depend on (see kinds.Output.sameness)."""
+    codec = CODECS.get(compression)
+    return f"qcow2 {LAYOUT} {compression if codec is None else codec.version}"
 
 
 def copy_variables(disk: Disk, maker: Maker, work: Path) -> list[str]:

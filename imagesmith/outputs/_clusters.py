@@ -1,0 +1,239 @@
+"""A disk as a qcow2 of its own: on all cores, and of an earlier image what both have.
+
+What a compressed cluster looks like depends on its bytes alone, and where it stands on those before it (``_qcow2``). So
+the result is the same whether a cluster was compressed now, or its compressed bytes were copied from an image that was
+written like this before. That is done where both disks have the cluster in the same place of the same layer, which
+needs no look at the data, and where the earlier image is found to hold the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+
+from imagesmith.errors import BuildError, Interrupted
+from imagesmith.host import Host
+from imagesmith.interfaces import Disk, Earlier, Log
+from imagesmith.outputs._qcow2 import CLUSTER, MAGIC, ZEROS, Base, Codec, Image, Stored, Writer, write_all
+from imagesmith.outputs._source import Source
+
+_RUN = 32
+"""Clusters that a thread does at a go."""
+_BUFFER = 1 << 20
+
+
+class _Is(Enum):
+    """What a cluster is that is neither compressed now nor taken from an earlier image."""
+
+    BELOW = 0
+    """The same as what the image stands on, or zeros where it stands on nothing."""
+    ZERO = 1
+    WHOLE = 2
+    """Not compressed."""
+
+
+_Done = bytes | Stored | _Is
+
+
+def write_image(
+    disk: Disk, target: Path, host: Host, log: Log, *, codec: Codec | None, base: Base | None = None
+) -> None:  # fmt: skip
+    """Write the disk as a qcow2 (version 3). ``codec`` None: not compressed; ``base``: without what is the same there.
+
+    Tells progress in tenths. Raises Refused, ToolFailed, OSError, Interrupted.
+    """
+    with ExitStack() as stack:
+        below = None
+        if base is not None:
+            below = Source(base.path, host, stack, format=base.format, alone=True)
+        source = Source(disk.path, host, stack)
+        earlier = None if disk.earlier is None else _opened(disk.earlier, host, stack, log)
+        fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        stack.callback(os.close, fd)
+        work = _Conversion(source, below, earlier, codec, host)
+        writer = Writer(fd, source.size, codec, base)
+        work.fill(fd, writer, lambda tenth: log(f"{target.name}: {tenth * 10} %"))
+        if work.copied:
+            log(f"{target.name}: {work.copied} of {work.copied + work.made} clusters are those of an earlier one")
+        log(f"{target.name}: 100 %")
+
+
+class _EarlierImage:
+    """An image that was written before, and where its disk had its clusters. Raises OSError, BuildError."""
+
+    def __init__(self, found: Earlier, host: Host, stack: ExitStack) -> None:
+        fd = os.open(found.file, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        self.image = Image(fd, str(found.file), _where(fd, found.file))
+        self.stored, self.zeroed = self.image.stored(), self.image.zeroed()
+        self.places = {} if found.disk is None else Source(found.disk, host, stack).places
+
+    def holds(self, cluster: int, data: bytes) -> Stored | None:
+        """Where it has these bytes as this cluster, if it does."""
+        stored = self.stored.get(cluster)
+        if stored is None or not stored.size:
+            return None
+        own = self.image.whole(stored) if stored.size == CLUSTER else self.image.expand(cluster)
+        return stored if own == data else None
+
+
+def _where(fd: int, path: Path) -> int:
+    """Where the image begins in a file: in a tar (a Vagrant box) it is a member."""
+    if os.pread(fd, len(MAGIC), 0) == MAGIC:
+        return 0
+    found: list[int] = []
+    with suppress(tarfile.TarError), tarfile.open(path, "r:") as archive:
+        found = [member.offset_data for member in archive if os.pread(fd, len(MAGIC), member.offset_data) == MAGIC]
+    if len(found) != 1:
+        raise BuildError(f"there is no qcow2 image in {path}, or more than one")
+    return found[0]
+
+
+def _opened(found: Earlier, host: Host, stack: ExitStack, log: Log) -> _EarlierImage | None:
+    try:
+        return _EarlierImage(found, host, stack)
+    except (OSError, BuildError) as error:
+        log(f"nothing of an earlier image is used: {error}")
+        return None
+
+
+class _Conversion:
+    def __init__(
+        self, source: Source, below: Source | None, earlier: _EarlierImage | None, codec: Codec | None, host: Host
+    ) -> None:  # fmt: skip
+        self._source, self._below, self._earlier, self._codec, self._host = source, below, earlier, codec, host
+        self._places = source.places
+        self._below_places = {} if below is None else below.places
+        self.copied = self.made = 0
+
+    def fill(self, fd: int, writer: Writer, progress: Callable[[int], None]) -> None:
+        """Write all clusters and the tables."""
+        clusters = sorted({*self._places, *self._below_places})
+        out, tenth = _Out(fd, writer, self._earlier), 1
+        for number, (cluster, done) in enumerate(self._results(clusters)):
+            out.take(cluster, done)
+            if isinstance(done, Stored):
+                self.copied += 1
+            else:
+                self.made += done is _Is.WHOLE or isinstance(done, bytes)
+            if number * 10 >= tenth * len(clusters):
+                progress(tenth)
+                tenth += 1
+        out.flush()
+        writer.finish(self._source.read)
+
+    def _results(self, clusters: Sequence[int]) -> Iterator[tuple[int, _Done]]:
+        """What each cluster is, in order; threads are some runs of clusters ahead of what was asked for."""
+        workers = min(len(os.sched_getaffinity(0)), 8)
+        runs = self._runs(clusters)
+        waiting: deque[tuple[Sequence[int], Future[Sequence[_Done]] | Sequence[_Done]]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="qcow2") as pool:
+            try:
+                while True:
+                    for run, known in islice(runs, 1 + 2 * workers - len(waiting)):
+                        waiting.append((run, pool.submit(self._do, run) if known is None else known))
+                    if not waiting:
+                        return
+                    if self._host.cancelled:
+                        raise Interrupted()
+                    run, done = waiting.popleft()
+                    yield from zip(run, done.result() if isinstance(done, Future) else done, strict=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _runs(self, clusters: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[_Done] | None]]:
+        """Cut the clusters into runs of what is known without a look, and of what threads must do (None)."""
+        run: list[int] = []
+        known: list[_Done] = []
+        for cluster in clusters:
+            done = self._known(cluster)
+            if run and (bool(known) is (done is None) or (done is None and len(run) == _RUN)):
+                yield run, known or None
+                run, known = [], []
+            run.append(cluster)
+            if done is not None:
+                known.append(done)
+        if run:
+            yield run, known or None
+
+    def _known(self, cluster: int) -> _Done | None:
+        """What a cluster is, where the earlier image's disk had it in the same place."""
+        earlier = self._earlier
+        if earlier is None:
+            return None
+        place = self._places.get(cluster, False)
+        if place is None or place != earlier.places.get(cluster, False):
+            return None
+        if cluster in earlier.zeroed:
+            return _Is.ZERO
+        stored = earlier.stored.get(cluster)
+        if stored is None:
+            return _Is.BELOW
+        if stored.size == CLUSTER:
+            return _Is.WHOLE
+        return stored if stored.size else None
+
+    def _do(self, run: Sequence[int]) -> list[_Done]:
+        return [self._one(cluster) for cluster in run]
+
+    def _one(self, cluster: int) -> _Done:
+        data = self._source.read(cluster)
+        beneath = self._below.read(cluster) if self._below is not None and cluster in self._below_places else ZEROS
+        if data == beneath:
+            return _Is.BELOW
+        if data == ZEROS:
+            return _Is.ZERO
+        if self._codec is None:
+            return _Is.WHOLE
+        if self._earlier is not None and (stored := self._earlier.holds(cluster, data)) is not None:
+            return stored if stored.size < CLUSTER else _Is.WHOLE
+        squeezed = self._codec.compress(data)
+        return squeezed if len(squeezed) < CLUSTER else _Is.WHOLE
+
+
+class _Out:
+    """Puts clusters behind each other; what is adjacent is written, or copied from the earlier image, at once."""
+
+    def __init__(self, fd: int, writer: Writer, earlier: _EarlierImage | None) -> None:
+        self._fd, self._writer, self._earlier = fd, writer, earlier
+        self._at = 0
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._copy = Stored(0, 0)
+
+    def take(self, cluster: int, done: _Done) -> None:
+        """Add a cluster."""
+        if done is _Is.ZERO:
+            self._writer.zero(cluster)
+        elif done is _Is.WHOLE:
+            self._writer.whole(cluster)
+        elif isinstance(done, bytes):
+            if self._copy.size or self._size >= _BUFFER:
+                self.flush()
+            at = self._writer.data(cluster, len(done))
+            self._at = self._at if self._size else at
+            self._pieces.append(done)
+            self._size += len(done)
+        elif isinstance(done, Stored):
+            if self._pieces or self._copy.offset + self._copy.size != done.offset:
+                self.flush()
+            at = self._writer.data(cluster, done.size)
+            if self._copy.size:
+                self._copy = Stored(self._copy.offset, self._copy.size + done.size)
+            else:
+                self._at, self._copy = at, done
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if self._pieces:
+            write_all(self._fd, b"".join(self._pieces), self._at)
+        elif self._copy.size and self._earlier is not None:
+            self._earlier.image.copy(self._copy.offset, self._copy.size, self._fd, self._at)
+        self._pieces, self._size, self._copy = [], 0, Stored(0, 0)
