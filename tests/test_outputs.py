@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -12,6 +14,7 @@ from imagesmith.errors import ImagesmithError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Maker
 from imagesmith.kinds import DiskOutput, known
+from imagesmith.outputs.raw import Compression, compress
 from tests.consumers import ask, image_info, same_disk
 
 MIB = 1 << 20
@@ -22,6 +25,7 @@ MAKER = Maker(
 DISK_OUTPUTS: list[tuple[str, Mapping[str, object]]] = [
     ("qcow2", {}), ("qcow2", {"compression": "zlib"}), ("qcow2", {"compression": "none"}), ("raw", {}), ("ova", {}),
     ("ova", {"hardware": "vmware"}), ("ovf", {}), ("vagrant", {}), ("vagrant", {"provider": "virtualbox"}),
+    ("raw", {"compression": "zstd"}), ("raw", {"compression": "xz"}), ("raw", {"compression": "gzip"}),
     ("vagrant", {"provider": "vmware_desktop"}), ("vagrant", {"extra_disks": ["1G"]}),
 ]  # fmt: skip
 
@@ -78,6 +82,31 @@ def test_raw_is_sparse_and_a_whole_number_of_mebibytes(disk: Disk, tmp_path: Pat
     assert size.st_blocks * 512 < 16 * MIB
 
 
+@pytest.mark.parametrize(("compression", "ending"), [("zstd", "zst"), ("xz", "xz"), ("gzip", "gz")])
+def test_a_compressed_raw_holds_the_same_disk(disk: Disk, tmp_path: Path, compression: str, ending: str) -> None:
+    (packed,) = write("raw", {"compression": compression}, disk, tmp_path)
+    assert packed.name == f"web-golden.raw.{ending}"
+    assert packed.stat().st_size < MIB
+    with (tmp_path / "again.raw").open("wb") as out:
+        Host().run([compression, "-dc", packed], purpose="unpack", stdout=out)
+    assert (tmp_path / "again.raw").stat().st_size == 65 * MIB
+    same_disk(disk.path, tmp_path / "again.raw", "raw")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "xz", "gzip"])
+def test_the_number_of_cores_does_not_show_in_what_is_compressed(tmp_path: Path, compression: Compression) -> None:
+    source, other = tmp_path / "source", tmp_path / "other"
+    source.write_bytes(random.Random(1).randbytes(MIB // 2) + bytes(26 * MIB) + random.Random(2).randbytes(MIB // 2))
+    with patch("os.cpu_count", return_value=1):
+        compress(source, tmp_path / "one", compression, Host())
+    if compression == "zstd":  # it counts for itself
+        ask("zstd", "-q", "-T3", source, "-o", other)
+    else:
+        with patch("os.cpu_count", return_value=3):
+            compress(source, other, compression, Host())
+    assert (tmp_path / "one").read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize(("name", "options"), DISK_OUTPUTS)
 def test_written_twice_it_is_the_same_file(
     disk: Disk, tmp_path: Path, name: str, options: Mapping[str, str]
@@ -102,7 +131,8 @@ def test_progress_is_told_in_tenths(disk: Disk, tmp_path: Path) -> None:
 def test_labels_tell_the_outputs_of_a_recipe_apart() -> None:
     labels = [known("outputs")[name].model_validate(options) for name, options in DISK_OUTPUTS]
     assert {kind.label for kind in labels if isinstance(kind, DiskOutput)} == {
-        "qcow2", "raw", "ova", "ovf", "libvirt.box", "virtualbox.box",
+        "qcow2", "raw", "raw.zst", "raw.xz", "raw.gz", "ova", "ovf", "libvirt.box", "virtualbox.box",
+        "vmware_desktop.box",
     }  # fmt: skip
 
 
@@ -110,7 +140,7 @@ def test_a_disk_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "no.qcow2").write_bytes(b"not a qcow2")
     for name in ("qcow2", "raw", "ova", "vagrant"):
         out = tmp_path / name
-        with pytest.raises(ImagesmithError, match="qemu-img failed|no qcow2 image"):
+        with pytest.raises(ImagesmithError, match=r"qemu-img failed|no qcow2 image"):
             write(name, {}, Disk(tmp_path / "no.qcow2", MIB), out)
         assert not list(out.iterdir())
 
