@@ -5,7 +5,7 @@ help:
 	@echo "make image     install what is missing and build recipes/debian-12.yaml (ARGS=... are options of the build)"
 	@echo "make test      install what is missing, lint, check types, run the tests"
 	@echo "make test-all  the same with the slow tests"
-	@echo "make bench     compare with packer, virt-customize and mmdebstrap (slow; needs root)"
+	@echo "make bench     measure, beside packer, virt-customize, mmdebstrap, vmdb2 and mkosi (an hour; needs root)"
 	@echo "make docs      write docs/kinds.md anew from the kinds' declarations"
 	@echo "make clean     remove .venv and what tools left behind"
 
@@ -29,7 +29,7 @@ test-all:
 
 bench:
 	@tools/setup test-all
-	.venv/bin/python -m benchmarks
+	.venv/bin/python -m benchmarks --write docs/performance.md $(ARGS)
 
 docs:
 	@tools/setup image

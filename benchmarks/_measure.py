@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -19,10 +20,14 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured of one command. ``begun`` is in seconds since 1970, ``peak`` in bytes."""
+    """What was measured of one command. ``begun`` is in seconds since 1970, ``peak`` in bytes.
+
+    ``processors`` is the seconds of processor time, of the command and of all that it and its children waited for.
+    """
 
     begun: float
     seconds: float
+    processors: float
     peak: int
     stdout: str
     stderr: str
@@ -31,7 +36,7 @@ class Run:
 def measure(argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None) -> Run:
     """Run a command to its end. Raises CommandFailed; when interrupted, ends the command and what it started."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        begun, start = time.time(), time.monotonic()
+        begun, start, before = time.time(), time.monotonic(), _processors()
         process = subprocess.Popen(
             [str(word) for word in argv], cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
             stdout=out, stderr=err, start_new_session=True,
@@ -52,7 +57,12 @@ def measure(argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | N
     if status != 0:
         tail = "\n".join((stdout + stderr).splitlines()[-30:])
         raise CommandFailed(f"{' '.join(map(str, argv[:3]))} … ended with {status}:\n{tail}")
-    return Run(begun, taken, peak.bytes, stdout, stderr)
+    return Run(begun, taken, _processors() - before, peak.bytes, stdout, stderr)
+
+
+def _processors() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import Run, measure
+from benchmarks._plot import Plot
 
 PACKAGES = ("openssh-server", "sudo")
 BASE = f"base: {{bootstrap: {{distribution: debian, suite: bookworm, packages: [{', '.join(PACKAGES)}]}}}}\n"
@@ -23,6 +24,9 @@ steps:
   - copy: {from: index.html, to: /var/www/html/}
 """
 PAGE = "<p>It works</p>\n"
+INSTALL_SECONDS = 1432.0
+"""Debian's installer, from its ISO to the machine switched off, without KVM: tests/test_install_debian.py through
+`imagesmith build`, two cores, load 5 to 11. Packer boots the same installer, and types its command line besides."""
 _COMMAND = "from imagesmith.cli import main; main()"
 
 
@@ -51,9 +55,12 @@ class Site:
     folder: Path
     say: Callable[[str], None]
     most: int
+    install_seconds: float = INSTALL_SECONDS
     peaks: dict[str, int] = field(default_factory=dict)
     """The most memory that imagesmith's process took: what was built -> bytes."""
-    _store: Path = Path()
+    plots: dict[str, Plot] = field(default_factory=dict)
+    """Pictures by their file names, of the benchmark that runs."""
+    store: Path = Path()
     _stores: int = 0
 
     def __post_init__(self) -> None:
@@ -63,7 +70,7 @@ class Site:
     def fresh_store(self) -> None:
         """Begin with an empty store; the earlier ones stay until the end."""
         self._stores += 1
-        self._store = self.folder / f"store{self._stores}"
+        self.store = self.folder / f"store{self._stores}"
 
     def recipe(self, name: str, rest: str) -> Path:
         """Write a recipe on the common base."""
@@ -71,10 +78,16 @@ class Site:
         path.write_text(f"name: {name}\n" + MACHINE + BASE + rest)
         return path
 
-    def build(self, recipe: Path, *options: str, command: str = _COMMAND) -> Build:
+    def plot(self, name: str, plot: Plot) -> None:
+        """Leave a picture that goes with the rows."""
+        self.plots[name] = plot
+
+    def build(self, recipes: Path | Sequence[Path], *options: str, command: str = _COMMAND) -> Build:
         """Run ``imagesmith build``, or a Python ``command`` that does so. Raises CommandFailed."""
-        argv = [sys.executable, "-c", command, "build", recipe.name, "--log-format", "json", *options]
-        run = measure(argv, cwd=self.folder, env={"IMAGESMITH_CACHE": str(self._store)})
+        paths = [recipes] if isinstance(recipes, Path) else recipes
+        names = [path.name for path in paths]
+        argv = [sys.executable, "-c", command, "build", *names, "--log-format", "json", *options]
+        run = measure(argv, cwd=self.folder, env={"IMAGESMITH_CACHE": str(self.store)})
         told = tuple(json.loads(line) for line in run.stderr.splitlines() if line.startswith("{"))
-        self.peaks[recipe.stem] = max(run.peak, self.peaks.get(recipe.stem, 0))
+        self.peaks[paths[-1].stem] = max(run.peak, self.peaks.get(paths[-1].stem, 0))
         return Build(run, told)

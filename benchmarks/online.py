@@ -1,7 +1,7 @@
 """Five shell steps over SSH on an installed disk, the last one changed, to a compressed qcow2: imagesmith and Packer.
 
 Both begin with the same disk. imagesmith goes on from the checkpoint of the fourth step; Packer boots the disk and runs
-all five. Compare with ``wake`` and ``boot``: what a changed step costs with and without a checkpoint.
+all five. Packer's users begin with the ISO instead, so the second figure adds an installation's time to Packer's, once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks._site import MACHINE, Build, Site
 from benchmarks._table import Row, seconds
 from benchmarks.provision import peer_base
 
-TARGET = 10
+TARGET, TARGET_ISO = 10, 50
 FIGURE = "last of five online steps changed, to compressed qcow2"
 COMMANDS = [f"echo step {number} > /root/step{number}" for number in range(1, 5)]
 
@@ -53,8 +53,16 @@ def run(site: Site) -> list[Row]:
     after = _again(site, recipe).run.seconds
     around = [ours[-1].run.seconds, after]
     ratio = whole / median(around)
-    return [*rows, Row(f"{FIGURE} (before and after the peer)", seconds(around), f"packer {whole:.1f} s",
-                       f"{ratio:.1f} times faster", f">= {TARGET} times", ratio >= TARGET)]  # fmt: skip
+    from_iso = whole + site.install_seconds
+    far = from_iso / median(around)
+    return [
+        *rows,
+        Row(f"{FIGURE} (before and after the peer)", seconds(around), f"packer {whole:.1f} s",
+            f"{ratio:.1f} times faster", f">= {TARGET} times", ratio >= TARGET),
+        Row("  the same, the peer from the ISO", seconds(around),
+            f"packer {whole:.1f} s + an installation {site.install_seconds:.0f} s, not in this run",
+            f"{far:.0f} times faster", f">= {TARGET_ISO} times", far >= TARGET_ISO),
+    ]  # fmt: skip
 
 
 def _recipe(site: Site, base: Path) -> Path:
