@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from imagesmith.engine_node import Nodes, Outcome, Work, maker_of
 from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, TimedOut
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Files, Guest, Log
+from imagesmith.interfaces import Disk, Earlier, Files, Guest, Log
 from imagesmith.kinds import Check, DiskOutput, FilesOutput
 from imagesmith.plan import Node
 from imagesmith.recipe import Entry
@@ -81,15 +82,19 @@ class Leaves:
             if node.verb == "check":
                 work.facts["checks"] = self._check(node, below, work)
             else:
-                self._write(node, below, work)
+                self._write(node, below, work, use, fresh=node.name in again)
 
-    def _write(self, node: Node, below: Layer, work: Work) -> None:
+    def _write(self, node: Node, below: Layer, work: Work, use: Use, *, fresh: bool) -> None:
         maker = maker_of(node, self._epoch)
         kind = self._nodes.revealed(node).kind
         directory = work.slot.folder / "files"
         directory.mkdir()
         if isinstance(kind, DiskOutput):
             disk = self._bench.disk(below.folder)
+            if kind.sameness:
+                work.facts.update(sameness=kind.sameness, disk=below.id, recipe=node.recipe.name)
+                if not fresh:
+                    disk = replace(disk, earlier=self._earlier(node, below, kind.sameness, use))
             made = kind.write(disk, maker, directory, self._host, work.log)
             work.facts["virtual_size"] = disk.virtual_size
         else:
@@ -101,6 +106,27 @@ class Leaves:
         work.facts["files"] = [
             {"name": path.name, "size": path.stat().st_size, "sha256": _sha256(path)} for path in made
         ]
+
+    def _earlier(self, node: Node, below: Layer, sameness: str, use: Use) -> Earlier | None:
+        """The artifact with this sameness whose disk has most layers in common with ours, or is of the same recipe."""
+        layers = {layer.id: layer for layer in use.store.layers()}
+        ours = set(_chain(below.id, layers))
+        found = [
+            (len(ours.intersection(_chain(str(layer.facts["disk"]), layers))), layer.made, layer)
+            for layer in layers.values()
+            if layer.gives == "files" and layer.facts.get("sameness") == sameness
+        ]
+        shared = [(common, made, layer) for common, made, layer in found
+                  if common or layer.facts["recipe"] == node.recipe.name]  # fmt: skip
+        if not shared:
+            return None
+        _, _, best = max(shared, key=lambda one: one[:2])
+        if not use.keep(best):
+            return None
+        disk = layers.get(str(best.facts["disk"]))
+        there = disk is not None and use.keep(disk)
+        return Earlier(best.folder / "files" / str(best.facts["main"]),
+                       self._bench.disk(disk.folder).path if disk is not None and there else None)  # fmt: skip
 
     def _check(self, node: Node, below: Layer, work: Work) -> list[dict[str, object]]:
         results: list[dict[str, object]] = []
@@ -145,6 +171,14 @@ class Leaves:
         }  # fmt: skip
         self._nodes.emit("check", node, data=result)
         return result
+
+
+def _chain(top: str, layers: Mapping[str, Layer]) -> Iterator[str]:
+    """The ids of a layer and of all below it, as far as they are there."""
+    at: str | None = top
+    while at is not None and at in layers:
+        yield at
+        at = layers[at].parent
 
 
 def _sha256(path: Path) -> str:

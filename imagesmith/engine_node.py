@@ -110,12 +110,13 @@ class Nodes:
                     raise error from caught
             seconds = time.monotonic() - start
             work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place)
-            layer = slot.commit(work.facts)
+            files = cast(list[dict[str, object]], work.facts.get("files", []))
+            layer = slot.commit(work.facts, digests={f"files/{file['name']}": str(file["sha256"]) for file in files})
             with self._lock:
                 outcome.layers[node.name] = layer
                 outcome.ran[node.name] = seconds
             self.emit("node-done", node, seconds=seconds)
-            for file in cast(list[dict[str, object]], work.facts.get("files", [])):
+            for file in files:
                 self.emit("artifact", node, data={**file, "format": work.facts["format"]})
 
     def _logger(self, node: Node, write: Callable[[str], object]) -> Log:

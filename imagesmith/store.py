@@ -50,8 +50,13 @@ class Slot:
         assert self._part is not None, "the layer is there: use slot.layer"
         return self._part.path
 
-    def commit(self, facts: Mapping[str, object] | None = None) -> Layer:
-        """Keep what is in the folder, for good; ``facts`` are JSON values. Raises StoreError where space ran out."""
+    def commit(
+        self, facts: Mapping[str, object] | None = None, *, digests: Mapping[str, str] | None = None
+    ) -> Layer:  # fmt: skip
+        """Keep what is in the folder, for good; ``facts`` are JSON values. Raises StoreError where space ran out.
+
+        ``digests`` are the SHA-256 of those of its files that were hashed already, by relative name.
+        """
         assert self._template is not None, "the layer is there: use slot.layer"
         assert self.layer is None, "it was committed before"
         store, template = self._use.store, self._template
@@ -61,7 +66,7 @@ class Slot:
             layer = Layer(
                 id=template.id, key=template.key, gives=template.gives, folder=template.folder, parent=template.parent,
                 name=template.name, facts=dict(facts or {}), made=now, used=now, size=store.measure(self.folder),
-                digests=files.layer_digests(template.gives, self.folder, store.contents),
+                digests=files.layer_digests(template.gives, self.folder, store.contents, known=digests or {}),
             )  # fmt: skip
             try:
                 with store.index.change():
@@ -93,6 +98,14 @@ class Use:
                 self.store.index.hold(self.lease, layer)
                 self.store.index.touch(layer, time.time())
         return layer
+
+    def keep(self, layer: Layer) -> bool:
+        """Keep a layer that was seen in the store, for this build; False where it is gone."""
+        with self.store.index.change():
+            there = bool(self.store.index.layers("id = ?", int(layer.id))) and layer.folder.is_dir()
+            if there:
+                self.store.index.hold(self.lease, layer)
+        return there
 
     @contextmanager
     def making(

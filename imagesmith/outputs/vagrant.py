@@ -15,7 +15,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Artifact, Disk, Log, Maker
 from imagesmith.kinds import UNKEYED, DiskOutput, NewPath, Options, RecipeFile, Size
 from imagesmith.outputs import _box, _catalog
-from imagesmith.outputs._common import finish, workspace
+from imagesmith.outputs._common import finish, qcow2_sameness, workspace
 
 
 class Catalog(Options):
@@ -56,6 +56,11 @@ class Vagrant(DiskOutput, name="vagrant", version=2, shorthand="provider"):
     def label(self) -> str:
         """Tell the boxes of two providers apart."""
         return f"{self.provider}.box"
+
+    @property
+    def sameness(self) -> str:
+        """See Output: the disk in a box for libvirt is a qcow2 like any other."""
+        return qcow2_sameness("zstd") if self.provider in ("libvirt", "qemu") and not self.extra_disks else ""
 
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the image as the provider wants it, and put it into a tar with the metadata first.
