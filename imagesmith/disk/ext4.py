@@ -9,7 +9,7 @@ On-disk layout: Linux, Documentation/filesystems/ext4/globals.rst, "Super Block"
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imagesmith.disk.template import template_path
@@ -74,7 +74,8 @@ def inode_count(superblock: bytes) -> int:
     return int(total - free)
 
 
-def _debugfs(raw: Path, offset: int, epoch: int, commands: list[str], host: Host) -> None:
+def debugfs(raw: Path, offset: int, epoch: int, commands: Sequence[str], host: Host) -> None:
+    """Let debugfs(8) change the file system at ``offset`` of ``raw``. Raises ToolFailed with its first complaint."""
     done = host.run(["debugfs", "-w", "-f", "-", f"{raw}?offset={offset}"], purpose=_PURPOSE,
                     input=("\n".join(commands) + "\n").encode(), env=clock(epoch))  # fmt: skip
     # Its exit status says nothing; whatever goes wrong is on stderr, below a line with its version.
@@ -89,7 +90,7 @@ def _normalise(raw: Path, offset: int, epoch: int, host: Host) -> None:
         inodes = inode_count(stream.read(1024))
     now = f"@{max(epoch, 1)}"
     commands = [f"set_inode_field <{n}> {field} {now}" for n in range(1, inodes + 1) for field in ("ctime", "atime")]
-    _debugfs(raw, offset, epoch, commands, host)
+    debugfs(raw, offset, epoch, commands, host)
 
 
 def _add(raw: Path, offset: int, epoch: int, extra: Mapping[str, bytes | None], host: Host) -> None:
@@ -106,6 +107,6 @@ def _add(raw: Path, offset: int, epoch: int, extra: Mapping[str, bytes | None], 
                 commands.append(f'write "{beside}" {leaf}')
             fields = (*((f, f"@{max(epoch, 1)}") for f in ("ctime", "atime", "mtime")), ("uid", "0"), ("gid", "0"))
             commands.extend(f"set_inode_field {name} {field} {value}" for field, value in fields)
-            _debugfs(raw, offset, epoch, commands, host)
+            debugfs(raw, offset, epoch, commands, host)
         finally:
             beside.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ _MODULES = (
 )  # fmt: skip
 _PLATFORM = {
     "i386-pc": ["biosdisk"],
+    "i386-pc-eltorito": ["biosdisk"],
     "x86_64-efi": ["efi_gop", "efi_uga", "efifwsetup"],
     "arm64-efi": ["efi_gop", "efifwsetup", "fdt"],
 }
@@ -39,12 +40,13 @@ _PACKAGES = {
 FOLDERS = (Path("/usr/lib/grub"), Path("/usr/share/grub"), Path("/usr/lib/grub2"))
 """Where distributions keep GRUB's files, by target."""
 EFI_TARGET = {"x86_64": ("x86_64-efi", "EFI/BOOT/BOOTX64.EFI"), "aarch64": ("arm64-efi", "EFI/BOOT/BOOTAA64.EFI")}
-_CONSOLES = {"x86_64": "console=tty0 console=ttyS0,115200", "aarch64": "console=tty0 console=ttyAMA0,115200"}
+CONSOLES = {"x86_64": "console=tty0 console=ttyS0,115200", "aarch64": "console=tty0 console=ttyAMA0,115200"}
+"""What the kernel is told to talk to: a screen, and the first serial port."""
 
 
 def arguments(arch: str, root: str, cmdline: str) -> str:
     """The kernel's command line, quoted for GRUB's language. Raises BuildError for characters that GRUB cannot pass."""
-    words = f"root={root} rw {_CONSOLES[arch]} {cmdline}".split()
+    words = f"root={root} rw {CONSOLES[arch]} {cmdline}".split()
     bad = [word for word in words if not re.fullmatch(r"[!-~]+", word)]
     if bad:
         raise BuildError(f"the kernel's command line may hold printable ASCII alone, not {bad[0]!r}")
@@ -60,18 +62,23 @@ def find_platform(target: str, host: Host) -> Path:
                       hint="install them: Debian/Ubuntu {}, Fedora {}, Arch {}".format(*_PACKAGES[target]))  # fmt: skip
 
 
-def core_image(target: str, config: str, into: Path, host: Host, *, epoch: int) -> None:
-    """Make GRUB's core image for ``target`` (``i386-pc``, ``x86_64-efi``, ``arm64-efi``) with ``config`` inside."""
+def core_image(
+    target: str, config: str, into: Path, host: Host, *, epoch: int, modules: Sequence[str] = ()
+) -> None:  # fmt: skip
+    """Make GRUB's core image with ``config`` and ``modules`` inside, besides those that a disk needs.
+
+    ``target`` is ``i386-pc``, ``i386-pc-eltorito`` (for a CD), ``x86_64-efi`` or ``arm64-efi``.
+    """
     tool = "grub-mkimage" if host.find("grub-mkimage") or not host.find("grub2-mkimage") else "grub2-mkimage"
     host.require(tool, "make a disk bootable")
-    folder = find_platform(target, host)
+    folder = find_platform(target.removesuffix("-eltorito"), host)
     memdisk = into.with_name(into.name + ".memdisk")
     try:
         with memdisk.open("wb") as out, Archive(out, epoch=epoch, ustar=True) as archive:
             archive.data("grub/grub.cfg", config.encode())
-        modules = [*(m for m in _MODULES if m not in _WITHOUT.get(target, ())), *_PLATFORM[target]]
+        wanted = [*(m for m in _MODULES if m not in _WITHOUT.get(target, ())), *_PLATFORM[target], *modules]
         # A prefix without a folder would make GRUB for UEFI put its own program's folder there.
-        host.run([tool, "-O", target, "-d", folder, "-o", into, "-m", memdisk, "-p", "(memdisk)/grub", *modules],
+        host.run([tool, "-O", target, "-d", folder, "-o", into, "-m", memdisk, "-p", "(memdisk)/grub", *wanted],
                  purpose="make a disk bootable", env=clock(epoch))  # fmt: skip
     finally:
         memdisk.unlink(missing_ok=True)
