@@ -18,6 +18,7 @@ from imagesmith.plan import DEFAULT_DISK
 from imagesmith.store import Store
 
 if TYPE_CHECKING:
+    from imagesmith.look.reader import Reader
     from imagesmith.doctor import Finding
     from imagesmith.plan import Node
     from imagesmith.probe import Accelerator
@@ -203,6 +204,17 @@ class Bench:
             cpus=machine.cpus, memory=machine.memory, host=self._host, accelerator=self.accelerator.name,
             tpm=machine.tpm, log=log, keep=keep, scratch=scratch, unpack=unpack,
         ))  # fmt: skip
+
+
+def appliance_reader(host: Host) -> Callable[[Path], AbstractContextManager[Reader]]:
+    """Gives access to the files of a qcow2's system through the libguestfs appliance."""
+    from imagesmith.drivers.guestfs import open_files
+
+    def reader(image: Path) -> AbstractContextManager[Reader]:
+        bench = Bench(open_store(), host, epoch=0, note=lambda line: None)
+        return open_files(Disk(image, 0), host, accelerator=bench.accelerator.name)
+
+    return reader
 
 
 class Shop:

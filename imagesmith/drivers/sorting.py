@@ -25,6 +25,12 @@ class SortedFiles:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return self._appliance.download(path)
 
+    def names(self, path: str) -> Sequence[str]:
+        """Return the names in a folder, sorted; none where there is no such folder."""
+        if not self._appliance.call("is_dir", path, followsymlinks=True):
+            return []
+        return sorted(self._appliance.call("ls", path))
+
     def pack(self, out: BinaryIO, *, exclude: Sequence[str] = ()) -> None:
         """Write it as a tar (interfaces.Files), with extended attributes."""
         with tempfile.TemporaryFile() as file:
