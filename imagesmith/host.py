@@ -39,6 +39,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "mcopy": ("mtools", "mtools", "mtools"),
     "mke2fs": ("e2fsprogs", "e2fsprogs", "e2fsprogs"),
     "mkfs.vfat": ("dosfstools", "dosfstools", "dosfstools"),
+    "mksquashfs": ("squashfs-tools", "squashfs-tools", "squashfs-tools"),
     "mmd": ("mtools", "mtools", "mtools"),
     "mmdebstrap": ("mmdebstrap", "mmdebstrap", "mmdebstrap (AUR)"),
     "mount": ("mount", "util-linux", "util-linux"),

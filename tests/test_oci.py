@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import pytest
@@ -30,10 +30,20 @@ NET_RAW = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00
 class SmallRoot:
     """A root file system of a few MB with one of everything, packed as a tree or a disk packs it."""
 
-    def __init__(self, *, noise: int = 0, extra: str = "", fail: bool = False) -> None:
-        self.noise, self.extra, self.fail = noise, extra, fail
+    def __init__(
+        self, *, noise: int = 0, extra: str = "", fail: bool = False, more: Mapping[str, bytes | str] | None = None
+    ) -> None:
+        """``more`` are files by their bytes, and links by their target."""
+        self.noise, self.extra, self.fail, self.more = noise, extra, fail, dict(more or {})
 
     def read(self, path: str) -> bytes:
+        """A file's bytes; links are followed."""
+        for member, stream in self._members():
+            if member.name == path.strip("/"):
+                if member.issym():
+                    return self.read(os.path.normpath(PurePosixPath("/", path).parent / member.linkname))
+                if stream is not None:
+                    return stream.read()
         raise FileNotFoundError(path)
 
     def pack(self, out: BinaryIO, *, exclude: Sequence[str] = ()) -> None:
@@ -46,9 +56,10 @@ class SmallRoot:
                     tar.addfile(*member)
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
-        folders = ("bin", "boot", "dev", "etc", "lib", "lib/modules", "lib/modules/6.1", "proc", "root", "run", "sys",
-                   "tmp", "usr", "usr/lib", "var")  # fmt: skip
-        for name in folders:
+        folders = {"bin", "boot", "dev", "etc", "lib", "lib/modules", "lib/modules/6.1", "proc", "root", "run", "sys",
+                   "tmp", "usr", "usr/lib", "var"}  # fmt: skip
+        folders |= {str(p) for name in self.more for p in PurePosixPath(name).parents if str(p) != "."}
+        for name in sorted(folders):
             yield self._member(name, tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755), None
         files = {
             "boot/vmlinuz-6.1": b"kernel", "lib/modules/6.1/x.ko": b"module", "tmp/left": b"x", "run/pid": b"1",
@@ -57,6 +68,7 @@ class SmallRoot:
             "var/web": b"owned\n", "var/" + "long/" * 30 + "name": b"deep\n",
             "var/noise": __import__("random").Random(2).randbytes(self.noise),
         }  # fmt: skip
+        files |= {name: what for name, what in self.more.items() if isinstance(what, bytes)}
         for name, content in files.items():
             member = self._member(name, size=len(content))
             if name == "var/web":
@@ -70,7 +82,11 @@ class SmallRoot:
         yield member, io.BytesIO(b"ping")
         yield self._member("bin/sh", tarfile.SYMTYPE, link="busybox"), None
         yield self._member("bin/cat", tarfile.LNKTYPE, mode=0o755, link="bin/busybox"), None
-        yield self._member("etc/resolv.conf", tarfile.SYMTYPE, link="/run/systemd/resolve/stub-resolv.conf"), None
+        for name, what in self.more.items():
+            if isinstance(what, str):
+                yield self._member(name, tarfile.SYMTYPE, link=what), None
+        if "etc/resolv.conf" not in self.more:
+            yield self._member("etc/resolv.conf", tarfile.SYMTYPE, link="/run/systemd/resolve/stub-resolv.conf"), None
         yield self._member("vmlinuz", tarfile.SYMTYPE, link="boot/vmlinuz-6.1"), None
         yield self._member("initrd.img", tarfile.SYMTYPE, link="boot/initrd.img-6.1"), None
         device = self._member("dev/null", tarfile.CHRTYPE)
