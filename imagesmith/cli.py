@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from imagesmith import cli_build as parts
+from imagesmith import cli_image, terminal
 from imagesmith.cli_build import Jobs, LogFormat, Output, Recipes, VarFiles, Vars, usage
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
@@ -25,6 +26,8 @@ app = typer.Typer(
            "130 interrupted.",
 )  # fmt: skip
 app.add_typer(cache_app, name="cache")
+app.command()(cli_image.inspect)
+app.command()(cli_image.convert)
 
 
 def main() -> NoReturn:
@@ -138,12 +141,18 @@ def build(
     no_checkpoints: Annotated[bool, typer.Option("--no-checkpoints", help="Do not keep the states of running guests.")]
     = False,
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not boot and check the image.")] = False,
+    on_error: Annotated[str, typer.Option(help="What becomes of a guest in which something failed: clean (it goes) or "
+                                          "shell (you are let in before it goes).")] = "clean",
     log_format: LogFormat = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
 ) -> None:  # fmt: skip
     """Build recipes. Only what changed, and what follows it, is done again."""
     if log_format not in ("text", "json"):
         raise usage(f"--log-format {log_format}: must be text or json{nearest(log_format, ('text', 'json'))}")
+    if on_error not in ("clean", "shell"):
+        raise usage(f"--on-error {on_error}: must be clean or shell{nearest(on_error, ('clean', 'shell'))}")
+    if on_error == "shell" and not terminal.there():
+        raise usage("--on-error shell: stdin is no terminal, and a shell needs one")
     overrides = parts.overrides_of(var, var_file)
     plans, complaints = [], list[Complaint]()
     for path in recipes:
@@ -158,7 +167,7 @@ def build(
     for planned in plans:
         fresh = [*parts.fresh_nodes(planned, no_cache, from_step), *parts.stale_nodes(planned, refresh)]
         parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
-                        checkpoints=not no_checkpoints, fresh=fresh)  # fmt: skip
+                        checkpoints=not no_checkpoints, fresh=fresh, enter=on_error == "shell")  # fmt: skip
 
 
 @app.command("test")

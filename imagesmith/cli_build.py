@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagesmith.errors import Interrupted, RecipeError, nearest
+from imagesmith.errors import ImagesmithError, Interrupted, RecipeError, nearest
 
 if TYPE_CHECKING:
-    from imagesmith.plan import Facts, Plan
+    from imagesmith.engine_node import Enter
+    from imagesmith.interfaces import Terminal
+    from imagesmith.plan import Facts, Node, Plan
     from imagesmith.recipe import Overrides, Recipe
     from imagesmith.store import Store
+    from imagesmith.view import Shown
 
 Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RECIPE...", show_default=False)]
 Vars = Annotated[list[str], typer.Option("--var", help="Set a variable: NAME=VALUE. Beats --var-file.")]
@@ -92,9 +95,12 @@ def fresh_nodes(plan: Plan, no_cache: bool, from_step: str) -> list[str]:
 
 
 def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
-              checkpoints: bool = True, publish_it: bool = True,
+              checkpoints: bool = True, publish_it: bool = True, enter: bool = False,
               listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
-    """Do what a plan lacks, show how that goes, and put the results into ``output``. ``listen`` hears of checks."""
+    """Do what a plan lacks, show how that goes, and put the results into ``output``. ``listen`` hears of checks.
+
+    ``enter``: let the user into the guest of what fails.
+    """
     from imagesmith import secrets
     from imagesmith.engine import Engine
     from imagesmith.events import Event
@@ -126,11 +132,12 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
                               note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
                 engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
                                 ask=lambda recipe, names: secrets.resolve(recipe, host, names),
-                                failed=target / "failed", checkpoints=checkpoints)  # fmt: skip
+                                failed=target / "failed", checkpoints=checkpoints,
+                                enter=entering(tell) if enter else None)  # fmt: skip
                 try:
                     outcome = engine.run(plan, use, fresh=fresh)
                 finally:
-                    for line in keep_small(store):
+                    for line in keep_small(store, use):
                         hear(Event("note", recipe.name, data={"text": line}))
                 changed = bool(outcome.ran)
                 if publish_it:
@@ -146,6 +153,22 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
         _table(table(plan, outcome, target))
     state = f"built in {duration(outcome.seconds)}" if outcome.ran or changed else "up to date"
     print(f"{recipe.name}: {state}" + (f", in {target}" if publish_it else ""))
+
+
+def entering(show: Shown) -> Enter:
+    """Lets the user into the guest of what failed, while nothing else is shown."""
+
+    def enter(node: Node, error: ImagesmithError, shell: Callable[[Terminal], None]) -> None:
+        from imagesmith.terminal import UserTerminal
+
+        with show.aside():
+            terminal = UserTerminal()
+            terminal.say(f"\n{node.name}: {error.message}")
+            terminal.say("you are let into the guest as it was left; 'exit' ends that, and your changes go")
+            shell(terminal)
+            terminal.say(f"{node.name}: the shell has ended; the build ends as failed")
+
+    return enter
 
 
 def _table(rows: Sequence[tuple[Path, int, str, str, float]]) -> None:

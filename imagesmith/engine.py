@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from imagesmith.engine_leaves import LeafBench, Leaves
-from imagesmith.engine_node import Ask, Nodes, Outcome, Work
+from imagesmith.engine_node import Ask, Enter, Nodes, Outcome, Work
 from imagesmith.errors import BuildError, StepFailed, TimedOut
 from imagesmith.events import Listener
 from imagesmith.host import Host
-from imagesmith.interfaces import Driver, Log, Running, Session
-from imagesmith.kinds import Booting, Step
+from imagesmith.interfaces import Driver, Log, Root, Running, Session
+from imagesmith.kinds import Booting, Seen, Step
 from imagesmith.plan import Node, Plan
 from imagesmith.store import Layer, Store, Use
 
@@ -50,10 +50,10 @@ class Engine:
 
     def __init__(
         self, store: Store, host: Host, bench: Workbench, tell: Listener, *, jobs: int = 2,
-        epoch: int = 0, ask: Ask, failed: Path | None = None, checkpoints: bool = True,
+        epoch: int = 0, ask: Ask, failed: Path | None = None, checkpoints: bool = True, enter: Enter | None = None,
     ) -> None:  # fmt: skip
         self._store, self._bench, self._epoch, self._checkpoints = store, bench, epoch, checkpoints
-        self._nodes = Nodes(tell, ask=ask, failed=failed)
+        self._nodes = Nodes(tell, ask=ask, failed=failed, enter=enter)
         self._leaves = Leaves(host, bench, self._nodes, folders=self._folders, jobs=max(1, jobs), epoch=epoch)
 
     # -- the whole -----------------------------------------------------------------------------------------------
@@ -148,9 +148,12 @@ class Engine:
                             timeout = entry.step.timeout or DEFAULT_TIMEOUT
                             with session.layer(work.slot.folder, below=below, log=work.log, timeout=timeout,
                                                resumable=self._checkpoints and node.resumable) as root:  # fmt: skip
-                                if entry.step.expect_disconnect:
-                                    cast(Running, root).expect_disconnect()
-                                seen = cast(Step, self._nodes.revealed(node).kind).apply(root)
+                                try:
+                                    seen = self._apply(node, root)
+                                except (BuildError, OSError) as error:
+                                    if not (attempt and isinstance(error, StepFailed | TimedOut)):
+                                        self._nodes.let_in(node, error, root)
+                                    raise
                                 if seen:
                                     work.facts["seen"] = self._nodes.without_secrets(seen)
                         break
@@ -160,6 +163,11 @@ class Engine:
                         said = error.message.splitlines()[0]
                         self._nodes.emit("note", node, text=f"{said}; trying again ({attempt} left)")
         return len(nodes)
+
+    def _apply(self, node: Node, root: Root) -> Seen | None:
+        if node.entry is not None and node.entry.step.expect_disconnect:
+            cast(Running, root).expect_disconnect()
+        return cast(Step, self._nodes.revealed(node).kind).apply(root)
 
 
 def _with_followers(plan: Plan, fresh: Collection[str]) -> set[str]:

@@ -141,7 +141,9 @@ class Leaves:
                 failed = [r for r in results if not r["passed"]]
                 if failed:
                     lines = "\n".join(f"{r['check']}: {r['seen']}" for r in failed)
-                    raise CheckFailed(f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}")
+                    said = f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}"
+                    self._nodes.let_in(node, CheckFailed(said), guest)
+                    raise CheckFailed(said)
         except BuildError as error:
             if not entered:
                 self._result(node, "the guest", False, error.message, start)

@@ -13,12 +13,14 @@ from typing import cast
 
 from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.events import Event, Listener
-from imagesmith.interfaces import Log, Maker
+from imagesmith.interfaces import Enterable, Log, Maker, Terminal
 from imagesmith.kinds import secrets_in
 from imagesmith.plan import ONLINE, Node
 from imagesmith.recipe import Recipe
 from imagesmith.store import Layer, Slot, Use
 
+Enter = Callable[[Node, ImagesmithError, Callable[[Terminal], None]], None]
+"""Lets the user into the guest of a node that failed: the node, what it failed of, and what opens the guest."""
 Ask = Callable[[Recipe, Collection[str]], Mapping[str, str]]
 """Gives the values of a recipe's secrets, by their names."""
 
@@ -56,8 +58,9 @@ def maker_of(node: Node, epoch: int) -> Maker:
 class Nodes:
     """Opens nodes for the work on them, and tells of it."""
 
-    def __init__(self, tell: Listener, *, ask: Ask, failed: Path | None) -> None:
-        self._tell, self._ask, self.failed = tell, ask, failed
+    def __init__(self, tell: Listener, *, ask: Ask, failed: Path | None, enter: Enter | None = None) -> None:
+        self._tell, self._ask, self.failed, self._enter = tell, ask, failed, enter
+        self._entered: set[str] = set()
         self._secrets: dict[Path, Mapping[str, str]] = {}
         self._hidden: list[str] = []
         self._lock = threading.Lock()
@@ -89,7 +92,8 @@ class Nodes:
                 return
             start = time.monotonic()
             self.emit("node-start", node)
-            with (slot.folder / "log").open("w", encoding="utf-8") as stream:
+            # A line at a time, so that it can be followed where it is written.
+            with (slot.folder / "log").open("w", encoding="utf-8", buffering=1) as stream:
                 work = Work(slot, self._logger(node, stream.write))
                 try:
                     yield work
@@ -101,10 +105,11 @@ class Nodes:
                         place = node.place_in_recipe
                         error.place = f"{place.file}:{place.line}:{place.column}"
                     error.message, error.hint = self.redacted(error.message), self.redacted(error.hint)
-                    stream.flush()
                     self.keep(slot.folder / "log", node.name)
                     tail = (slot.folder / "log").read_text("utf-8").splitlines()[-20:]
                     self.emit("node-failed", node, seconds=seconds, error=error.message, tail=tail)
+                    if self._enter is not None and node.name not in self._entered:
+                        self.emit("note", node, text="no shell is opened: no guest of it is left to be entered")
                     if error is caught:
                         raise
                     raise error from caught
@@ -156,6 +161,17 @@ class Nodes:
         if not secrets or login is None or node.driver not in ONLINE:
             return node
         return replace(node, recipe=replace(node.recipe, login=login.revealed(secrets)))
+
+    def let_in(self, node: Node, caught: ImagesmithError | OSError, guest: object) -> None:
+        """Let the user into what a failing node has open, where the user wants that."""
+        if self._enter is None:
+            return
+        self._entered.add(node.name)
+        error = BuildError(self.redacted(str(caught)))
+        try:
+            self._enter(node, error, cast(Enterable, guest).shell)
+        except (BuildError, OSError) as why:
+            self.emit("note", node, text=f"no shell could be opened: {self.redacted(str(why))}")
 
     def keep(self, source: Path, name: str = "") -> None:
         """Save what tells of a failure, a log or a folder of evidence, where the user finds it."""

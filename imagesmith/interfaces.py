@@ -144,6 +144,52 @@ class Earlier:
     """The qcow2 file that it was made of, where the store still has it."""
 
 
+class Terminal(Protocol):
+    """The user's terminal, for a shell in a guest."""
+
+    kind: str
+    """What $TERM says it is."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Tell the user something that is no output of the guest's."""
+        ...
+
+    def show(self, text: str) -> None:
+        """Show output, as it is."""
+        ...
+
+    def relay(
+        self, ready: int, receive: Callable[[], bytes | None], send: Callable[[bytes], object],
+        resize: Callable[[int, int], object], ended: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        """Pass on what is typed and what is to be seen, every byte, until ``receive`` gives None or ``ended`` is true.
+
+        ``receive`` is called when the descriptor ``ready`` has something; ``resize`` with rows and columns when the
+        window gets another size.
+        """
+        ...
+
+    def lines(self, prompt: Callable[[], str], run: Callable[[str], object]) -> None:
+        """Hand each line that is typed to ``run``, until the user is done (``exit``, or the end of the input)."""
+        ...
+
+
+class Enterable(Protocol):
+    """A guest that the user can be let into: what the engine opens where a build fails, and ``imagesmith shell``."""
+
+    def shell(self, terminal: Terminal) -> None:
+        """Let the user in, as root; return when the user is done. No deadline counts meanwhile.
+
+        Raises BuildError where there is no way in.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Disk:
     """A qcow2 file, read-only, perhaps with a backing chain beside it in the store."""

@@ -31,35 +31,60 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
 
 
+class Shown:
+    """A listener that shows events, from any thread."""
+
+    def __init__(self, show: Listener, live: Live | None = None) -> None:
+        self._show, self._live = show, live
+        self._lock, self._aside = threading.RLock(), False
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        with self._lock:
+            if not self._aside:
+                self._show(event)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the terminal to somebody else: this thread's events are not shown meanwhile, and other threads wait."""
+        with self._lock:
+            self._aside = True
+            if self._live is not None:
+                self._live.stop()
+            try:
+                yield
+            finally:
+                self._aside = False
+                if self._live is not None:
+                    self._live.start(refresh=True)
+
+
 @contextmanager
-def shown(style: str, *, verbose: bool = False) -> Iterator[Listener]:
+def shown(style: str, *, verbose: bool = False) -> Iterator[Shown]:
     """Show events while the block runs. ``style``: ``json``, or ``text``, which is live where stderr is a terminal."""
-    lock = threading.Lock()
     if style == "json":
 
         def as_json(event: Event) -> None:
-            with lock:
-                sys.stderr.write(json.dumps(event.plain(), ensure_ascii=False, default=str) + "\n")
-                sys.stderr.flush()
+            sys.stderr.write(json.dumps(event.plain(), ensure_ascii=False, default=str) + "\n")
+            sys.stderr.flush()
 
-        yield as_json
+        yield Shown(as_json)
         return
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda event: _plain(event, lock, verbose)
+        yield Shown(lambda event: _plain(event, verbose))
         return
     picture = _Picture()
     with Live(picture, console=console, refresh_per_second=8, transient=True, redirect_stderr=False) as live:
 
         def show(event: Event) -> None:
-            with lock:
-                for line in picture.take(event):
-                    live.console.print(line)
+            for line in picture.take(event):
+                live.console.print(line)
 
-        yield show
+        yield Shown(show, live)
 
 
-def _plain(event: Event, lock: threading.Lock, verbose: bool) -> None:
+def _plain(event: Event, verbose: bool) -> None:
     lines = []
     if event.event in _WORDS:
         took = f" ({duration(event.seconds)})" if event.seconds is not None and event.event != "node-cached" else ""
@@ -71,9 +96,8 @@ def _plain(event: Event, lock: threading.Lock, verbose: bool) -> None:
         lines.append(_check(event))
     elif event.event == "node-log" and (verbose or str(event.data["line"]).startswith(_PROGRESS)):
         lines.append(f"       | {event.data['line']}")
-    with lock:
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _strings(value: object) -> list[str]:

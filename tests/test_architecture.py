@@ -58,6 +58,7 @@ MAY: dict[str, set[str]] = {
     "publish": {"errors", "host", "interfaces", "kinds", "plan", "engine_node", "store", "store_files"},
     "reference": {"kinds", "recipe"},
     "junit": set(),
+    "terminal": set(),
     "view": {"events"},
 }
 FREE = {"cli", "cli_build", "cli_cache", "cli_image", "cli_shell", "workbench"}

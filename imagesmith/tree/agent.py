@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from imagesmith.tree import guest, linux, wire
+from imagesmith.tree import guest, linux, terminal, wire
 from imagesmith.tree.furnish import Furniture
 from imagesmith.tree.mounts import KINDS, Mounted
 
@@ -102,7 +102,7 @@ class _Agent:
         self._answers: dict[str, Callable[[dict[str, Any], bytes], dict[str, Any]]] = {
             "run": self._run, "inside": self._inside, "read": self._read, "exists": self._exists,
             "unpack": self._unpack, "remove": self._remove, "pack": self._pack, "settle": self._settle,
-            "freeze": self._freeze, "finish": self._finish,
+            "freeze": self._freeze, "finish": self._finish, "shell": self._shell,
         }  # fmt: skip
 
     def serve(self) -> None:
@@ -110,6 +110,8 @@ class _Agent:
         wire.send(_OUT, {"ok": True, "place": self._root if self._mounted else ""})
         while True:
             request, payload = wire.receive(_IN)
+            if request["op"] in terminal.TYPED:  # for a shell that has ended meanwhile
+                continue
             try:
                 answer = self._answers[request["op"]](request, payload)
             except OSError as error:
@@ -122,15 +124,15 @@ class _Agent:
     def _run(self, request: dict[str, Any], payload: bytes) -> dict[str, Any]:
         """Run one of the guest's programs."""
         self._furnish()
+        return {"status": self._program(request["argv"], request["env"], payload, self._enter)}
 
-        def enter() -> None:
-            if self._user:  # a chroot holds nobody who is root and wants out
-                linux.pivot(self._root)
-            else:  # a namespace of a program that lingers would keep the disk's file system from being unmounted
-                guest.enter(self._root)
-            linux.drop_capabilities()
-
-        return {"status": self._program(request["argv"], request["env"], payload, enter)}
+    def _enter(self) -> None:
+        """Make the guest's root this process's, for what is executed next."""
+        if self._user:  # a chroot holds nobody who is root and wants out
+            linux.pivot(self._root)
+        else:  # a namespace of a program that lingers would keep the disk's file system from being unmounted
+            guest.enter(self._root)
+        linux.drop_capabilities()
 
     def _inside(self, request: dict[str, Any], payload: bytes) -> dict[str, Any]:
         """Run one of the host's programs, with nothing of ours in the root."""
@@ -178,8 +180,9 @@ class _Agent:
         try:
             while True:
                 events = dict(poll.poll())
-                if _IN in events:
-                    raise EOFError  # nobody asks anything now: the session is gone
+                if _IN in events:  # nobody asks anything now: the session is gone, or gave the program up
+                    request, payload = wire.receive(_IN)
+                    wire.send(_OUT, {"ok": True, **self._shell(request, payload)})
                 if open_ and out in events and not self._pass_on(out):
                     poll.unregister(out)
                     open_ = False
@@ -202,6 +205,34 @@ class _Agent:
         if data:
             wire.send(_OUT, {"more": True}, data)
         return bool(data)
+
+    def _shell(self, request: dict[str, Any], payload: bytes) -> dict[str, Any]:
+        """Run a shell of the guest's at a terminal of its own, which the session passes on."""
+        self._furnish()
+        assert self._furniture is not None
+        place = f"{self._root}/dev"
+        master, slave = terminal.pair(f"{place}/pts/ptmx" if place in self._furniture.mounted else "/dev/ptmx")
+        terminal.resize(master, request)
+        child = os.fork()
+        if child == 0:
+            try:
+                terminal.take(slave)
+                for number in (signal.SIGPIPE, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                self._enter()
+                for argv in request["shells"]:
+                    with suppress(OSError):
+                        os.execve(argv[0], argv, request["env"])
+                os.write(2, b"there is no shell in this root file system\r\n")
+            except BaseException as error:  # this process must end here, whatever happened
+                os.write(2, f"no shell can be run: {error}\r\n".encode())
+            os._exit(127)
+        os.close(slave)
+        try:
+            terminal.pass_on(master, child, _IN, _OUT)
+        finally:
+            os.close(master)
+        return {"ended": True}
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO
 
 from imagesmith.errors import BuildError, Interrupted, StepFailed, TimedOut, ToolFailed
 from imagesmith.host import PIPE, Host, Process
-from imagesmith.interfaces import Log, Result
+from imagesmith.interfaces import Log, Result, Terminal
 from imagesmith.tree import idmap, wire
 from imagesmith.tree.mounts import BlockMount, Mount
 
@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
     "TERM": "dumb", "DEBIAN_FRONTEND": "noninteractive",
 }  # fmt: skip
+_SHELLS = (("/bin/bash", "-l"), ("/bin/sh", "-i"))
+"""What is run where the user is let in: the first that is there."""
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 _TAR = (
     "--create", "--file=-", "--format=pax", "--sort=name", "--numeric-owner", "--one-file-system",
@@ -64,8 +66,7 @@ class TreeRoot:
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: bytes = b"", check: bool = True
     ) -> Result:
         """See ``interfaces.Root.run``."""
-        passed = {name: value for name, value in self._host.environment().items() if name in _PROXIES}
-        environment = {**_ENVIRONMENT, "SOURCE_DATE_EPOCH": str(self.epoch), **passed, **(env or {})}
+        environment = {**_ENVIRONMENT, "SOURCE_DATE_EPOCH": str(self.epoch), **self._proxies(), **(env or {})}
         lines = _Lines(self.log)
         status = self._ask({"op": "run", "argv": list(argv), "env": environment}, input, lines.feed)["status"]
         lines.end()
@@ -75,6 +76,9 @@ class TreeRoot:
                 status=status, tail=lines.tail,
             )  # fmt: skip
         return Result(status, lines.text)
+
+    def _proxies(self) -> dict[str, str]:
+        return {name: value for name, value in self._host.environment().items() if name in _PROXIES}
 
     def exists(self, path: str) -> bool:
         """See ``interfaces.Root.exists``."""
@@ -124,6 +128,32 @@ class TreeRoot:
                 f"{Path(argv[0]).name} {_how(status)} to {purpose}" + (f":\n{lines.tail}" if lines.tail else ""),
                 status=status, tail=lines.tail, hint="the command was: " + shlex.join(map(str, argv)),
             )  # fmt: skip
+
+    # -- interfaces.Enterable ------------------------------------------------------------------------------------
+
+    def shell(self, terminal: Terminal) -> None:
+        """See ``interfaces.Enterable``: a shell in the namespaces, beside a program that did not end in its time."""
+        self.deadline = None
+        rows, columns = terminal.size
+        environment = {**_ENVIRONMENT, **self._proxies(), "TERM": terminal.kind, "SOURCE_DATE_EPOCH": str(self.epoch)}
+        terminal.say("a shell in the root file system; no service runs, and the network is this host's")
+        wire.send(self._to, {"op": "shell", "shells": _SHELLS, "env": environment, "rows": rows, "columns": columns})
+
+        def receive() -> bytes | None:
+            try:
+                header, data = wire.receive(self._from)
+            except EOFError:
+                raise self._gone() from None
+            if "ended" in header:
+                return None
+            if "error" in header:
+                raise _error(header)
+            return data if header.get("shown") else b""  # else it is of the program that was given up
+
+        def resize(rows: int, columns: int) -> None:
+            wire.send(self._to, {"op": "resize", "rows": rows, "columns": columns})
+
+        terminal.relay(self._from, receive, lambda data: wire.send(self._to, {"op": "typed"}, data), resize)
 
     # -- between steps -------------------------------------------------------------------------------------------
 
