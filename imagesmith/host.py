@@ -36,6 +36,8 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "gpgv": ("gpgv", "gnupg2", "gnupg"),
     "grub-mkimage": ("grub-common", "grub2-tools", "grub"),
     "losetup": ("mount", "util-linux", "util-linux"),
+    "lz4": ("lz4", "lz4", "lz4"),
+    "lzop": ("lzop", "lzop", "lzop"),
     "mcopy": ("mtools", "mtools", "mtools"),
     "mke2fs": ("e2fsprogs", "e2fsprogs", "e2fsprogs"),
     "mkfs.vfat": ("dosfstools", "dosfstools", "dosfstools"),

@@ -16,7 +16,7 @@ import struct
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from imagesmith.disk.ext4 import clock, debugfs, mke2fs_command
@@ -27,6 +27,7 @@ from imagesmith.host import Host
 MIB = 1 << 20
 _PURPOSE = "write an ext4 file system"
 _CHUNK = 1 << 20
+_BLOCK = 4096
 _ROOT, _FIRST = 2, 12
 """The inode of /, and the first one after that of lost+found."""
 _XATTR = "SCHILY.xattr."
@@ -54,33 +55,49 @@ def stage(members: Iterable[tuple[tarfile.TarInfo, BinaryIO | None]], folder: Pa
     kept: list[tarfile.TarInfo] = []
     folders = {"": 0}
     size = 0
+
+    def add_folder(name: str, member: tarfile.TarInfo) -> None:
+        (folder / name).mkdir(mode=0o700)
+        kept.append(member)
+        folders[name] = len(kept)
+
     for member, stream in members:
         name = posixpath.normpath(member.name)
+        if name.startswith("/") or name.split("/")[0] == "..":
+            raise Refused(f"the root file system's tar holds a file with the name {member.name!r}")
+        for above in reversed(PurePosixPath(name).parents[:-1]):
+            if str(above) not in folders:
+                add_folder(str(above), _plain_folder(str(above), member))
         place = folder / name
-        if name.startswith(("/", "..")) or posixpath.dirname(name) not in folders:
-            raise Refused(f"the root file system's tar holds {member.name!r}, whose folder it does not")
+        if member.isdir():
+            add_folder(name, member)
+            continue
         if member.islnk():
             os.link(folder / posixpath.normpath(member.linkname), place, follow_symlinks=False)
             continue
         kept.append(member)
         number = len(kept)
-        if member.isdir():
-            place.mkdir(mode=0o700)
-            folders[name] = number
-        elif member.issym():
+        if member.issym():
             place.symlink_to(member.linkname)
         elif member.isfifo():
             os.mkfifo(place, 0o600)
         elif stream is not None:
             _write(stream, place)
-        elif not member.isdev():
+        elif not member.isblk() and not member.ischr():
             raise Refused(f"the root file system's tar holds {member.name!r}, which is no kind of file")
-        if not member.isdir() and not member.isdev():
+        if not member.isblk() and not member.ischr():
             os.utime(place, (number, number), follow_symlinks=False)
-        size += -(-member.size // 4096) * 4096 + 4096
+        size += -(-member.size // _BLOCK) * _BLOCK
     for name, number in folders.items():
         os.utime(folder / name, (number, number))
-    return Staged(tuple(kept), size)
+    return Staged(tuple(kept), size + len(kept) * _BLOCK)
+
+
+def _plain_folder(name: str, member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A folder that a tar does not hold though it holds something in it."""
+    found = tarfile.TarInfo(name)
+    found.type, found.mode, found.mtime = tarfile.DIRTYPE, 0o755, member.mtime
+    return found
 
 
 def _write(stream: BinaryIO, place: Path) -> None:
