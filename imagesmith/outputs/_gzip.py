@@ -12,10 +12,12 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 _BLOCK = 1 << 20
 _WINDOW = 32 << 10
+_ZEROS = bytes(_BLOCK)
 _LEVEL = 5  # 6 is 1 % smaller and takes half as long again
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, unknown system
 
@@ -23,6 +25,12 @@ _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, unknown 
 def _deflate(block: bytes, dictionary: bytes, last: bool) -> bytes:
     squeezer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
     return squeezer.compress(block) + squeezer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+
+
+@lru_cache(maxsize=1)
+def _deflated_zeros() -> bytes:
+    """What a block of zeros behind another one becomes: disks are full of them."""
+    return _deflate(_ZEROS, _ZEROS[:_WINDOW], False)
 
 
 class GzipWriter:
@@ -61,7 +69,10 @@ class GzipWriter:
     def _submit(self, block: bytes, *, last: bool) -> None:
         self._crc = zlib.crc32(block, self._crc)
         self._size += len(block)
-        self._blocks.append(self._pool.submit(_deflate, block, self._dictionary, last))
+        if not last and block == _ZEROS and self._dictionary == _ZEROS[:_WINDOW]:
+            self._blocks.append(self._pool.submit(_deflated_zeros))
+        else:
+            self._blocks.append(self._pool.submit(_deflate, block, self._dictionary, last))
         self._dictionary = block[-_WINDOW:]
         while len(self._blocks) > (0 if last else self._ahead):
             self._out(self._blocks.popleft().result())
