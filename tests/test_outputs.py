@@ -26,6 +26,9 @@ DISK_OUTPUTS: list[tuple[str, Mapping[str, object]]] = [
     ("qcow2", {}), ("qcow2", {"compression": "zlib"}), ("qcow2", {"compression": "none"}), ("raw", {}), ("ova", {}),
     ("ova", {"hardware": "vmware"}), ("ovf", {}), ("vagrant", {}), ("vagrant", {"provider": "virtualbox"}),
     ("raw", {"compression": "zstd"}), ("raw", {"compression": "xz"}), ("raw", {"compression": "gzip"}),
+    ("vmdk", {}), ("vmdk", {"subformat": "monolithicSparse"}), ("vdi", {}), ("vhd", {}),
+    ("vhd", {"subformat": "fixed"}), ("vhdx", {}), ("azure", {}), ("gce", {}), ("ec2", {"bucket": "images"}),
+    ("ec2", {"bucket": "images", "format": "raw"}),
     ("vagrant", {"provider": "vmware_desktop"}), ("vagrant", {"extra_disks": ["1G"]}),
 ]  # fmt: skip
 
@@ -131,17 +134,18 @@ def test_progress_is_told_in_tenths(disk: Disk, tmp_path: Path) -> None:
 def test_labels_tell_the_outputs_of_a_recipe_apart() -> None:
     labels = [known("outputs")[name].model_validate(options) for name, options in DISK_OUTPUTS]
     assert {kind.label for kind in labels if isinstance(kind, DiskOutput)} == {
-        "qcow2", "raw", "raw.zst", "raw.xz", "raw.gz", "ova", "ovf", "libvirt.box", "virtualbox.box",
+        "qcow2", "raw", "raw.zst", "raw.xz", "raw.gz", "vmdk", "sparse.vmdk", "vdi", "vhd", "fixed.vhd",
+        "vhdx", "azure", "gce.tar.gz", "ec2.vmdk", "ec2.raw", "ova", "ovf", "libvirt.box", "virtualbox.box",
         "vmware_desktop.box",
     }  # fmt: skip
 
 
 def test_a_disk_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "no.qcow2").write_bytes(b"not a qcow2")
-    for name in ("qcow2", "raw", "ova", "vagrant"):
-        out = tmp_path / name
+    for number, (name, options) in enumerate(DISK_OUTPUTS):
+        out = tmp_path / str(number)
         with pytest.raises(ImagesmithError, match=r"qemu-img failed|no qcow2 image"):
-            write(name, {}, Disk(tmp_path / "no.qcow2", MIB), out)
+            write(name, options, Disk(tmp_path / "no.qcow2", MIB), out)
         assert not list(out.iterdir())
 
 
@@ -150,11 +154,11 @@ import sys
 from pathlib import Path
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Disk
-from tests.test_outputs import write
+from tests.test_outputs import DISK_OUTPUTS, write
 from tests.test_oci import SmallRoot, write_oci
 out = Path(sys.argv[1])
 disk = Disk(Path(sys.argv[2]), int(sys.argv[3]))
-for name, options in [("qcow2", {"compression": "none"}), ("ova", {}), ("vagrant", {}), ("oci", {})]:
+for name, options in [*DISK_OUTPUTS, ("oci", {})]:
     try:
         write(name, options, disk, out) if name != "oci" else write_oci(out, SmallRoot(noise=20 << 20))
     except BuildError as error:
@@ -165,7 +169,7 @@ for name, options in [("qcow2", {"compression": "none"}), ("ova", {}), ("vagrant
 def test_no_space_left_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     """On a file system of 8 MiB, in a mount namespace of its own."""
     noisy = tmp_path / "noisy.qcow2"
-    (tmp_path / "noise").write_bytes(__import__("random").Random(1).randbytes(20 * MIB))
+    (tmp_path / "noise").write_bytes(random.Random(1).randbytes(20 * MIB))
     ask("qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "noise", noisy)
     small = tmp_path / "small"
     small.mkdir()
@@ -175,7 +179,7 @@ def test_no_space_left_says_so_and_leaves_nothing(tmp_path: Path) -> None:
         small, sys.executable, FULL, noisy, str(20 * MIB), cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     lines = [line for line in said.splitlines() if " | " in line]
-    assert [line.split(" | ")[0] for line in lines] == ["qcow2", "ova", "vagrant", "oci"]
+    assert [line.split(" | ")[0] for line in lines] == [*(name for name, _ in DISK_OUTPUTS), "oci"]
     for line in lines:
         assert "no space left on device: cannot write web-golden" in line
         assert "--output" in line

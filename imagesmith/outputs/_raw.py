@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from imagesmith.errors import Interrupted
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log
 from imagesmith.outputs._common import MIB, convert
-from imagesmith.outputs._gzip import GzipWriter
 
 
 def write_raw(disk: Disk, target: Path, host: Host, log: Log, *, unit: int = MIB) -> int:
@@ -23,10 +23,14 @@ def write_raw(disk: Disk, target: Path, host: Host, log: Log, *, unit: int = MIB
     return size
 
 
-def feed(source: Path, sink: GzipWriter, host: Host) -> None:
-    """Put a file through gzip. Raises Interrupted where the build was cancelled."""
-    with source.open("rb") as stream:
-        while block := stream.read(MIB):
-            if host.cancelled:
-                raise Interrupted()
-            sink.write(block)
+class Reading:
+    """A file whose reading ends with the build: ``read`` raises Interrupted where it was cancelled."""
+
+    def __init__(self, stream: BinaryIO, host: Host) -> None:
+        self._stream, self._host = stream, host
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        if self._host.cancelled:
+            raise Interrupted()
+        return self._stream.read(size)

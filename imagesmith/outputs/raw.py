@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import MIB, copy_variables, finish, workspace
 from imagesmith.outputs._gzip import GzipWriter
-from imagesmith.outputs._raw import feed, write_raw
+from imagesmith.outputs._raw import Reading, write_raw
 
 Compression = Literal["none", "zstd", "xz", "gzip"]
 _ENDINGS: Mapping[Compression, str] = {"none": "", "zstd": ".zst", "xz": ".xz", "gzip": ".gz"}
@@ -64,5 +65,5 @@ def compress(source: Path, target: Path, how: Compression, host: Host) -> None:
             host.run(["xz", "-6", f"-T{threads}", f"--block-size={_XZ_BLOCK}", "-c", source], purpose=purpose,
                      stdout=out)  # fmt: skip
     else:
-        with target.open("wb") as out, GzipWriter(out.write) as sink:
-            feed(source, sink, host)
+        with source.open("rb") as stream, target.open("wb") as out, GzipWriter(out.write) as sink:
+            shutil.copyfileobj(Reading(stream, host), sink, MIB)
