@@ -107,6 +107,7 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
     from imagesmith.host import Host
     from imagesmith.lint import lint
     from imagesmith.publish import check_target, follow_up, publish, table
+    from imagesmith.scratch import scratch
     from imagesmith.view import duration, shown
     from imagesmith.workbench import Bench, keep_small
 
@@ -124,7 +125,7 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
         hear(Event("plan", recipe.name, data={"nodes": [node.name for node in plan.nodes]}))
         store = the_store()
         try:
-            with store.using(cancelled=lambda: host.cancelled) as use:
+            with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
                 wrong = lint([node for node in plan.spine if node.name in fresh or use.find(node.key) is None], host)
                 if wrong:
                     raise RecipeError(wrong)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the store of layers.")
 
 
-def _store() -> Store:
+def _store(*, rebuild: bool = False) -> Store:
     from imagesmith.workbench import open_store
 
-    return open_store()
+    return open_store(rebuild=rebuild)
 
 
 @cache_app.command("list")
@@ -64,11 +64,11 @@ def cache_clear() -> None:
 
 @cache_app.command("verify")
 def cache_verify(
-    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged; it is made again when needed.")]
-    = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Put the index right, and remove what is damaged: it is made "
+                                                          "again when it is needed.")] = False,
 ) -> int:  # fmt: skip
     """Look for damage: missing files, flipped bits, an index that lags behind."""
-    problems = _store().verify(repair=repair)
+    problems = _store(rebuild=repair).verify(repair=repair, note=print)
     for problem in problems:
         print(problem)
     print(f"{len(problems)} problems" if problems else "sound")

@@ -3,7 +3,7 @@
 ::
 
     ROOT/index.db        key -> layer -> parent (store_index)
-    ROOT/layers/000012/  a finished layer; 000013.part/ one that is being made, locked by its maker
+    ROOT/layers/000012/  a finished layer; 000013.part/ one that is being made, locked by its maker; NAME.gone/ goes
     ROOT/blobs/          downloads by digest (fetch)
     ROOT/leases/         one locked file for each running build; what a build found or made stays until it ends
     ROOT/locks/          one locked file for each key that is being made
@@ -25,10 +25,11 @@ from pathlib import Path
 import platformdirs
 
 from imagesmith import store_files as files
+from imagesmith import store_record
 from imagesmith.errors import ImagesmithError, Interrupted, StoreError
-from imagesmith.store_care import checkpoints, choose, damage, drop_damaged, strays
+from imagesmith.store_care import Damage, checkpoints, choose, damage, drop_damaged, strays, without_folders
 from imagesmith.store_files import Lock, lock
-from imagesmith.store_index import Index, Layer, folder_name
+from imagesmith.store_index import SCHEMA, Index, Layer, folder_name
 
 __all__ = ["Layer", "Slot", "Store", "Use"]
 
@@ -68,6 +69,8 @@ class Slot:
                 name=template.name, facts=dict(facts or {}), made=now, used=now, size=store.measure(self.folder),
                 digests=files.layer_digests(template.gives, self.folder, store.contents, known=digests or {}),
             )  # fmt: skip
+            store_record.write(layer, self.folder)
+            files.flush_names(self.folder)
             try:
                 with store.index.change():
                     store.index.add(layer)
@@ -132,6 +135,8 @@ class Use:
             except (OSError, ImagesmithError) as error:
                 if files.is_full(error, self.store.root):
                     raise files.no_space(self.store.root, f"make {name}") from error
+                if not self.store.index.there:
+                    raise files.vanished(self.store.root) from error
                 raise
             finally:
                 if slot.layer is None and part.path.exists():
@@ -164,13 +169,14 @@ class Store:
         remove: Callable[[Path], None] = files.remove_tree,
         measure: Callable[[Path], int] = files.allocated,
         contents: Callable[[Path], str] = files.contents_digest,
+        rebuild: bool = False,
     ) -> None:
         """Open the store, making it where it is missing.
 
         ``remove`` deletes a layer's folder, ``measure`` returns the bytes it takes, and ``contents`` names it by its
         files' bytes: they are replaced where files belong to subordinate ids, which the user alone can neither see
-        whole nor delete. Raises StoreError where the
-        folder is no store, belongs to somebody else, or was written by a newer version.
+        whole nor delete. With ``rebuild``, an index that cannot be read is made anew from the layers' records. Raises
+        StoreError where the folder is no store, belongs to somebody else, or was written by a newer version.
         """
         self.root = root.absolute()
         self.measure = measure
@@ -185,7 +191,52 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot make the store {root}: {error.strerror}",
                              hint="let IMAGESMITH_CACHE name a folder that you may write") from error  # fmt: skip
+        try:
+            self.index = Index(self.root)
+        except StoreError as error:
+            if not rebuild or not files.is_rot(error.__cause__):
+                raise
+            with self._sweeping():
+                self._replace_index()
+        if self.index.version < SCHEMA:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        """Bring the store to this version: layers get their records; a new index learns of the layers that are there.
+
+        It happens whole or not at all, and does no harm to those who have the store open.
+        """
+        with self._sweeping(), self.index.change():
+            found = self.index.version
+            self.index.upgrade(self._write_records)
+            if found == 0:
+                folders = (path for path in (self.root / "layers").iterdir() if path.name.isdigit())
+                known = {layer.id for layer in self.index.layers()}
+                store_record.take_in(self.index, (path for path in folders if path.name not in known))
+
+    def _write_records(self) -> None:
+        for layer in self.index.layers():
+            if layer.folder.is_dir():
+                store_record.write(layer, layer.folder)
+
+    def _replace_index(self) -> None:
+        """Make an index of what the layers' folders say of themselves; the damaged one is put aside.
+
+        Raises StoreError where a build runs: what it holds only the old index knows.
+        """
+        for path in (self.root / "leases").iterdir():
+            dead = lock(path, wait=False)
+            if dead is None:
+                raise StoreError(f"the index of the store {self.root} is damaged, and a build is using it",
+                                 hint="end the build, then do this again")  # fmt: skip
+            dead.release(remove=True)
+        for name in ("index.db-wal", "index.db-shm"):
+            (self.root / name).unlink(missing_ok=True)
+        (self.root / "index.db").replace(self.root / "index.db.damaged")
         self.index = Index(self.root)
+        with self.index.change():
+            store_record.take_in(self.index, (p for p in (self.root / "layers").iterdir() if p.name.isdigit()))
+        self.index.version = SCHEMA
 
     @staticmethod
     def default_root() -> Path:
@@ -218,14 +269,15 @@ class Store:
             if sweeping is not None:  # else someone is at it already
                 try:
                     with suppress(OSError, ImagesmithError):  # what cannot be removed is no reason not to build
-                        self._remove_all(strays(self.root, self.index))
+                        self._sweep()
                 finally:
                     sweeping.release()
             yield Use(self, name, cancelled)
         finally:
             try:
-                with self.index.change():
-                    self.index.end(name)
+                if self.index.there:
+                    with self.index.change():
+                        self.index.end(name)
             finally:
                 alive.release(remove=True)
 
@@ -270,18 +322,19 @@ class Store:
 
     # -- removing ------------------------------------------------------------------------------------------------
 
-    def collect(self, limit: int) -> list[Layer]:
+    def collect(self, limit: int, *, done: Use | None = None) -> list[Layer]:
         """Remove what was not used for longest until at most ``limit`` bytes are left; return the removed layers.
 
         Checkpoints go first (without one, a guest is booted), then artifacts (they are made anew from a disk in
         seconds), then layers and downloads. What a running build uses stays, and so does every layer that another
-        stands on.
+        stands on. ``done`` is a build that has made its layers: they stay, but it needs no checkpoints any more.
         """
         with self._sweeping():
             (self.root / "reserve").unlink(missing_ok=True)  # the index needs some space to note what goes
-            self._remove_all(strays(self.root, self.index))
+            self._sweep()
             with self.index.change():
-                states = checkpoints(self.index, limit, files.allocated(self.blobs))
+                other, lease = files.allocated(self.blobs), done.lease if done is not None else ""
+                states = checkpoints(self.index, limit, other, done=lease)
                 for _, layer, size in states:
                     self.index.resize(layer, size)
             self._remove_all([folder for folder, _, _ in states])
@@ -297,35 +350,66 @@ class Store:
         """Remove everything that no running build uses; return the removed layers."""
         return self.collect(-1)
 
-    def verify(self, *, repair: bool) -> list[str]:
-        """Look at every layer and download; return what is wrong, in words (see ``store_care.damage``).
+    def verify(self, *, repair: bool, note: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Look at the index, every layer and every download; return what is wrong, in words (``store_care.damage``).
 
-        ``repair`` removes what is damaged and what stands on it, unless a running build uses it: it is made anew when
-        it is needed. What dead builds left is no damage: the next build, or ``repair``, removes it.
+        ``repair`` puts right what can be put right, and removes what is damaged and what stands on it, unless a running
+        build uses it: it is made anew when it is needed. What dead builds left is no damage: the next build, or
+        ``repair``, removes it. ``note`` is told of layers that the index did not know, and that are good ones.
         """
+        problems: list[str] = []
         with self._sweeping():
-            left = strays(self.root, self.index)
-            problems = [f"{path.name}: the index does not know it" for path in left if path.suffix != ".part"]
-            for text, found in damage(self.root, self.index, self.contents):
-                problems.append(text)
+            wrong = self.index.wrong()
+            if wrong:
+                problems.append(f"the index is damaged: {wrong}")
                 if not repair:
-                    continue
-                if isinstance(found, Path):
-                    left.append(found)
-                    continue
-                gone, kept = drop_damaged(self.index, found)
-                left += [layer.folder for layer in gone]
-                problems += [f"layer {layer.id} is in use by a running build: not removed" for layer in kept]
+                    return problems
+                self.index.close()
+                self._replace_index()
+            left, taken = strays(self.root, self.index)
+            for layer in taken:
+                note(f"layer {layer.id} ({layer.name}) was not in the index, and is again")
+            problems += [f"{path.name}: the index does not know it" for path in left if path.name.isdigit()]
+            for found in damage(self.root, self.index, self.contents):
+                problems.append(found.text)
+                if repair:
+                    problems += self._mend(found, left)
             if repair:
                 self._remove_all(left)
         return problems
 
+    def _mend(self, found: Damage, left: list[Path]) -> list[str]:
+        """Put right what is wrong, but for what is to be removed: that is added to ``left``. What stays, in words."""
+        if found.path is not None:
+            left.append(found.path)
+        if found.record is not None:
+            store_record.write(found.record, found.record.folder)
+        if found.row is not None:
+            with self.index.change():
+                self.index.correct(found.row)
+        if found.layer is None:
+            return []
+        gone, kept = drop_damaged(self.index, found.layer)
+        left += [layer.folder for layer in gone]
+        return [f"layer {layer.id} is in use by a running build: not removed" for layer in kept]
+
+    def _sweep(self) -> None:
+        """Remove what dead builds left, and let the index say what is there."""
+        left, _ = strays(self.root, self.index)
+        for layer in without_folders(self.root, self.index):
+            left += [above.folder for above in drop_damaged(self.index, layer)[0]]
+        self._remove_all(left)
+
     def _remove_all(self, paths: list[Path]) -> None:
+        layers = self.root / "layers"
         for path in paths:
-            if path.is_dir() and not path.is_symlink():
-                self.remove(path)
-            else:
+            if not path.is_dir() or path.is_symlink():
                 path.unlink(missing_ok=True)
+            elif path.suffix:
+                self.remove(path)
+            else:  # removing it takes a while: should that be cut short, nobody takes what is left for a layer
+                name = path.name if path.parent == layers else f"{path.parent.name}.{path.name}"
+                self.remove(files.set_aside(path, layers, name))
 
     @contextmanager
     def _sweeping(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """What keeps a store sound and small: finding what dead builds left, what is damaged, and what may go.
 
-These functions look and choose; ``Store`` removes. Whoever calls them holds the store's ``sweep`` lock.
+These functions look and choose, and put the index right; ``Store`` removes. Whoever calls them holds the store's
+``sweep`` lock.
 """
 
 from __future__ import annotations
@@ -8,29 +9,43 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from imagesmith import store_record
 from imagesmith.store_files import CHECKPOINT, CONTENTS, allocated, layer_digests, lock, lock_folder
 from imagesmith.store_index import Index, Layer
 
 
-def strays(root: Path, index: Index) -> list[Path]:
-    """Folders that no layer has and no living process fills. Forgets the builds and locks of dead processes, too."""
+def forget_the_dead(root: Path, index: Index) -> None:
+    """Forget the builds and locks of processes that have ended. Call it inside ``Index.change``."""
+    leases = index.leases()
+    for name in {*leases, *(path.name for path in (root / "leases").iterdir())}:
+        dead = lock(root / "leases" / name, wait=False)
+        if dead is not None:
+            index.end(name)
+            dead.release(remove=True)
+    for path in (root / "locks").iterdir():
+        free = lock(path, wait=False)
+        if free is not None:
+            free.release(remove=True)
+
+
+def strays(root: Path, index: Index) -> tuple[list[Path], list[Layer]]:
+    """Folders that no layer has and no living process fills; and the layers that the index took in.
+
+    A finished folder that the index does not know, because its maker was killed at the last moment or the index is an
+    old one, becomes a layer where its record says which.
+    """
     with index.change():  # so nobody begins or commits a layer while we look
-        leases = index.leases()
-        for name in {*leases, *(path.name for path in (root / "leases").iterdir())}:
-            dead = lock(root / "leases" / name, wait=False)
-            if dead is not None:
-                index.end(name)
-                dead.release(remove=True)
-        for path in (root / "locks").iterdir():
-            free = lock(path, wait=False)
-            if free is not None:
-                free.release(remove=True)
+        forget_the_dead(root, index)
         known = {layer.id for layer in index.layers()}
+        unknown = [path for path in (root / "layers").iterdir() if path.name not in known]
+        taken = store_record.take_in(index, (path for path in unknown if path.name.isdigit()))
+        names = {layer.id for layer in taken}
         found = []
-        for path in sorted((root / "layers").iterdir()):
-            if path.name in known:
+        for path in sorted(unknown):
+            if path.name in names:
                 continue
             if path.is_dir() and path.suffix == ".part":
                 abandoned = lock_folder(path)
@@ -38,14 +53,23 @@ def strays(root: Path, index: Index) -> list[Path]:
                     continue  # its maker lives
                 abandoned.release()
             found.append(path)
-    return found
+    return found, taken
 
 
-def checkpoints(index: Index, limit: int, other: int) -> list[tuple[Path, Layer, int]]:
+def without_folders(root: Path, index: Index) -> list[Layer]:
+    """The layers in the index that are not in the store: it is older or newer than the folders."""
+    known = index.layers()  # first: a layer's folder is there before its row is
+    there = {path.name for path in (root / "layers").iterdir()}
+    return [layer for layer in known if layer.id not in there]
+
+
+def checkpoints(index: Index, limit: int, other: int, *, done: str = "") -> list[tuple[Path, Layer, int]]:
     """The checkpoints to remove so that at most ``limit`` bytes are left beside ``other`` ones: folders, the layers
     that they are beside, and what these take without them. Those that were used longest ago come first.
+
+    Those of layers that a build holds stay, but for the build whose lease is ``done``: it needs none any more.
     """
-    held, layers = index.held(), index.layers()
+    held, layers = index.held(but=done), index.layers()
     total, found = other + sum(layer.size for layer in layers), []
     for layer in sorted(layers, key=lambda layer: (layer.used, layer.id)):
         folder = layer.folder / CHECKPOINT
@@ -97,36 +121,70 @@ def choose(root: Path, index: Index, limit: int) -> tuple[list[Layer], list[Path
     return victims, downloads
 
 
-def damage(
-    root: Path, index: Index, contents: Callable[[Path], str]
-) -> Iterator[tuple[str, Layer | Path]]:
-    """What is wrong, in words, and which layer or download that is.
+@dataclass(frozen=True)
+class Damage:
+    """Something that is wrong, in words, and what mends it."""
 
-    Every byte of layers and downloads is read and compared with the SHA-256 noted when they were kept; of trees the
-    shape, too (``store_files.shape_digest``). ``contents`` names a tree by its files' bytes.
+    text: str
+    layer: Layer | None = None
+    """Drop it, with all that stand on it."""
+    path: Path | None = None
+    """Remove it: a download, or a layer's checkpoint."""
+    record: Layer | None = None
+    """Write its record anew."""
+    row: Layer | None = None
+    """Let the index say this."""
+
+
+def damage(root: Path, index: Index, contents: Callable[[Path], str]) -> Iterator[Damage]:
+    """What is wrong with layers and downloads.
+
+    Every byte of them is read and compared with the SHA-256 noted when they were kept; of trees the shape, too
+    (``store_files.shape_digest``). ``contents`` names a tree by its files' bytes. Where the index and a layer's record
+    disagree, it is the record that is believed: it has a SHA-256 of its own.
     """
     for layer in index.layers():
-        if not layer.folder.is_dir():
-            yield f"layer {layer.id} ({layer.name}): its folder is missing", layer
-            continue
-        try:
-            now = layer_digests(layer.gives, layer.folder, contents)
-        except OSError as error:
-            yield f"layer {layer.id} ({layer.name}): cannot be read: {error}", layer
-            continue
-        if CONTENTS not in layer.digests:  # made by a version that did not note it
-            now.pop(CONTENTS, None)
-        for name in sorted({*now, *layer.digests}):
-            if now.get(name) != layer.digests.get(name):
-                how = "is gone" if name not in now else "is new" if name not in layer.digests else "changed"
-                yield f"layer {layer.id} ({layer.name}): {name or 'its tree'} {how} since it was made", layer
-                break
+        yield from _damage_of(layer, contents)
     for path in sorted((root / "blobs").iterdir()):
         algorithm, _, digest = path.name.partition("-")
         if algorithm in ("sha256", "sha512") and not path.suffix:
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, algorithm).hexdigest() != digest:
-                    yield f"download {path.name[:19]}…: its contents changed since it was fetched", path
+                    yield Damage(f"download {path.name[:19]}…: its contents changed since it was fetched", path=path)
+
+
+def _damage_of(layer: Layer, contents: Callable[[Path], str]) -> Iterator[Damage]:
+    name = f"layer {layer.id} ({layer.name})"
+    if not layer.folder.is_dir():
+        yield Damage(f"{name}: its folder is missing", layer=layer)
+        return
+    record = store_record.read(layer.folder)
+    noted = layer if record is None else record
+    try:
+        now = layer_digests(noted.gives, layer.folder, contents)
+    except OSError as error:
+        yield Damage(f"{name}: cannot be read: {error}", layer=layer)
+        return
+    if CONTENTS not in noted.digests:  # made by a version that did not note it
+        now.pop(CONTENTS, None)
+    beside = f"{CHECKPOINT}/"
+    if not any(file.startswith(beside) for file in noted.digests):
+        now = {file: digest for file, digest in now.items() if not file.startswith(beside)}  # nor this
+    collected = not (layer.folder / CHECKPOINT).exists()
+    for file in sorted({*now, *noted.digests}, key=lambda file: (file.startswith(beside), file)):
+        if now.get(file) == noted.digests.get(file) or (collected and file.startswith(beside)):
+            continue
+        how = "is gone" if file not in now else "is new" if file not in noted.digests else "changed"
+        text = f"{name}: {file or 'its tree'} {how} since it was made"
+        if file.startswith(beside):
+            yield Damage(text, path=layer.folder / CHECKPOINT)
+            break
+        yield Damage(text, layer=layer)
+        return
+    if record is None:
+        yield Damage(f"{name}: its record is missing or damaged", record=layer)
+    elif not store_record.says_the_same(layer, record):
+        yield Damage(f"{name}: the index says of it what its record does not", row=record)
 
 
 def drop_damaged(index: Index, damaged: Layer) -> tuple[list[Layer], list[Layer]]:

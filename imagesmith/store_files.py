@@ -102,6 +102,13 @@ def is_full(error: BaseException, folder: Path) -> bool:
     return "No space left on device" in str(error) and free(folder) < 64 << 20
 
 
+def is_rot(error: BaseException | None) -> bool:
+    """Whether an error means that the index is no sound database: SQLite's own words for that, or a row's contents."""
+    if isinstance(error, sqlite3.OperationalError):  # locked, out of space, not allowed …
+        return "no such table" in str(error) or "no such column" in str(error) or "UTF-8" in str(error)
+    return isinstance(error, (sqlite3.DatabaseError, ValueError))
+
+
 def free(folder: Path) -> int:
     """The bytes that its user may still write to a file system."""
     while not folder.exists():
@@ -130,6 +137,12 @@ def no_space(folder: Path, doing: str) -> StoreError:
     )
 
 
+def vanished(folder: Path) -> StoreError:
+    """The error for a store that somebody removed, or put another one in its place, under our hands."""
+    return StoreError(f"the store {folder} was removed or replaced while it was in use",
+                      hint="build again: what was in it is made anew")  # fmt: skip
+
+
 @contextmanager
 def guarding(folder: Path, doing: str) -> Iterator[None]:
     """Turn 'no space left' and the index's errors into StoreError; ``doing`` completes "failed to …"."""
@@ -138,10 +151,12 @@ def guarding(folder: Path, doing: str) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         if is_full(error, folder):
             raise no_space(folder, doing) from error
+        if not (folder / "layers").is_dir():
+            raise vanished(folder) from error
         if isinstance(error, sqlite3.Error):
             raise StoreError(
                 f"the index of the store {folder} failed to {doing}: {error}",
-                hint="the store is a cache: removing its folder loses nothing but time",
+                hint="'imagesmith cache verify --repair' makes it anew from what the layers' folders say of themselves",
             ) from error
         raise
 
@@ -194,6 +209,23 @@ def own(root: Path) -> None:
             raise StoreError(f"{root} is neither empty nor a store, so it is left alone",
                              hint="let IMAGESMITH_CACHE name an empty folder or a new one")  # fmt: skip
         root.chmod(0o700)
+
+
+def set_aside(path: Path, into: Path, name: str) -> Path:
+    """Give a folder that is to be removed another name, in one step: it is there whole, or it is nothing.
+
+    Returns its new name in ``into``; the old one where the file system has no room even for that.
+    """
+    for number in range(1000):
+        aside = into / (f"{name}.gone" if not number else f"{name}.{number}.gone")
+        try:
+            if not aside.exists():
+                return path.rename(aside)
+        except FileNotFoundError:
+            return path
+        except OSError:
+            break
+    return path
 
 
 def remove_tree(path: Path) -> None:
@@ -260,24 +292,26 @@ def layer_digests(
     names = (
         os.path.relpath(entry.path, folder) for entry in _walk(str(folder)) if entry.is_file(follow_symlinks=False)
     )  # fmt: skip
-    return {
-        name: known.get(name) or file_sha256(folder / name) for name in names if Path(name).parts[0] != CHECKPOINT
-    }  # fmt: skip
+    return {name: known.get(name) or file_sha256(folder / name) for name in names if name != RECORD}
 
 
 CHECKPOINT = "checkpoint"
-"""The folder of a layer that is no part of it: a running guest's state, which can go at any time."""
+"""The folder of a layer with a running guest's state, which can go at any time."""
+RECORD = "layer.json"
+"""The file of a layer that says what it is (store_record)."""
 CONTENTS = "its files' bytes"
 """The name of the digest of a tree's files."""
 
 
 def contents_digest(folder: Path) -> str:
     """Name a tree by the bytes of its regular files: the SHA-256 of what ``find -type f -print0 | sort -z | xargs -0
-    sha256sum -z`` prints in it (which is how it is made where the files belong to subordinate ids).
+    sha256sum -z`` prints in it (which is how it is made where the files belong to subordinate ids), without its record.
     """
     sha = hashlib.sha256()
     files = (entry.path for entry in _walk(str(folder)) if entry.is_file(follow_symlinks=False))
     for name in sorted(os.path.relpath(path, folder).encode("utf-8", "surrogateescape") for path in files):
+        if name == RECORD.encode():
+            continue
         digest = file_sha256(folder / os.fsdecode(name))
         sha.update(f"{digest}  ./".encode() + name + b"\0")
     return sha.hexdigest()
@@ -292,6 +326,8 @@ def shape_digest(folder: Path) -> str:
     """
     sha = hashlib.sha256()
     for entry in _walk(str(folder)):
+        if entry.path == f"{folder}/{RECORD}":
+            continue
         found = entry.stat(follow_symlinks=False)
         row: list[object] = [os.path.relpath(entry.path, folder), found.st_mode, found.st_uid, found.st_gid]
         if entry.is_symlink():

@@ -10,15 +10,16 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagesmith.errors import StoreError
-from imagesmith.store_files import guarding, lock
+from imagesmith.store_files import guarding, is_rot, lock, vanished
 
-SCHEMA = 1
+SCHEMA = 2
+"""Kept as SQLite's user_version. 1: layers have no records (store_record); the tables are the same."""
 _TABLES = """
 CREATE TABLE layers (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, parent INTEGER REFERENCES layers(id), gives TEXT NOT NULL,
@@ -70,23 +71,30 @@ class Index:
     """One open index; may be used by several threads."""
 
     def __init__(self, root: Path) -> None:
+        """Open it, or make it. Raises StoreError where it cannot be opened, or is of a newer version."""
         self._root = root
+        self._file = root / "index.db"
         self._mutex = threading.RLock()
-        file = root / "index.db"
         with guarding(root, "open"):
             opening = lock(root / "lock")  # two processes must not make the tables at once
             assert opening is not None
             try:
-                os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                self._db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
-                self._prepare()
+                if not self._file.exists():  # opening it by hand where it is open already would end SQLite's locks
+                    os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                self._db = sqlite3.connect(self._file, timeout=60, isolation_level=None, check_same_thread=False)
+                try:
+                    self.version = self._prepare()
+                except BaseException:
+                    self._db.close()
+                    raise
+                self._inode = self._file.stat().st_ino
             finally:
                 opening.release()
 
-    def _prepare(self) -> None:
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def _prepare(self) -> int:
+        """Make the tables where there are none; the version that was found, or 0."""
+        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if found > SCHEMA:
-            self._db.close()
             raise StoreError(
                 f"the store {self._root} was made by a newer imagesmith (format {found}, this one knows {SCHEMA})",
                 hint="upgrade imagesmith, or let IMAGESMITH_CACHE name another folder; nothing was changed",
@@ -97,6 +105,36 @@ class Index:
         self._db.execute("PRAGMA foreign_keys = ON")
         if found == 0:
             self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        else:
+            self._db.execute("SELECT last FROM counter").fetchone()  # raises where it is no index of ours
+        return found
+
+    @property
+    def there(self) -> bool:
+        """Whether the file that is open is still the store's: nobody removed it, or put another one in its place."""
+        try:
+            return self._file.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def upgrade(self, do: Callable[[], None]) -> None:
+        """Bring the store to this version, unless another process has just done it: all that ``do`` does, or nothing
+        is noted. Call it inside ``change``."""
+        if int(self._db.execute("PRAGMA user_version").fetchone()[0]) < SCHEMA:
+            do()
+            self._db.execute(f"PRAGMA user_version = {SCHEMA}")
+        self.version = SCHEMA
+
+    def wrong(self) -> str:
+        """What SQLite finds wrong with the file; empty: nothing."""
+        try:
+            found = [str(row[0]) for row in self._ask("PRAGMA integrity_check(5)")]
+            self.layers()
+        except StoreError as error:
+            if not is_rot(error.__cause__):
+                raise
+            return error.message
+        return "" if found == ["ok"] else "; ".join(found)
 
     def close(self) -> None:
         """Close it."""
@@ -107,6 +145,8 @@ class Index:
     def change(self) -> Iterator[None]:
         """One transaction: everything inside happens or nothing, and no other process changes the index meanwhile."""
         with self._mutex, guarding(self._root, "note a change"):
+            if not self.there:
+                raise vanished(self._root)
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -130,12 +170,17 @@ class Index:
     def _layer(self, row: tuple[object, ...]) -> Layer:
         number, key, gives, parent, name, facts, digests, made, used, size = row
         assert isinstance(number, int)
-        return Layer(
-            id=folder_name(number), key=str(key), gives=str(gives), folder=self._root / "layers" / folder_name(number),
-            parent=folder_name(parent) if isinstance(parent, int) else None, name=str(name),
-            facts=json.loads(str(facts)), digests=json.loads(str(digests)),
-            made=float(str(made)), used=float(str(used)), size=int(str(size)),
-        )  # fmt: skip
+        try:
+            return Layer(
+                id=folder_name(number), key=str(key), gives=str(gives),
+                folder=self._root / "layers" / folder_name(number),
+                parent=folder_name(parent) if isinstance(parent, int) else None, name=str(name),
+                facts=json.loads(str(facts)), digests=json.loads(str(digests)),
+                made=float(str(made)), used=float(str(used)), size=int(str(size)),
+            )  # fmt: skip
+        except ValueError as error:
+            raise StoreError(f"the index of the store {self._root} is damaged: layer {number}: {error}",
+                             hint="'imagesmith cache verify --repair' makes it anew") from error  # fmt: skip
 
     def newest(self, key: str) -> Layer | None:
         """The layer that a key names now."""
@@ -151,6 +196,14 @@ class Index:
             f"INSERT INTO layers ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (int(layer.id), layer.key, layer.gives, layer.parent and int(layer.parent), layer.name,
              json.dumps(dict(layer.facts)), json.dumps(dict(layer.digests)), layer.made, layer.used, layer.size),
+        )  # fmt: skip
+
+    def correct(self, layer: Layer) -> None:
+        """Let the index say of a layer what its record says."""
+        self._db.execute(
+            "UPDATE layers SET key = ?, gives = ?, parent = ?, name = ?, facts = ?, digests = ? WHERE id = ?",
+            (layer.key, layer.gives, layer.parent and int(layer.parent), layer.name, json.dumps(dict(layer.facts)),
+             json.dumps(dict(layer.digests)), int(layer.id)),
         )  # fmt: skip
 
     def drop(self, layer: Layer) -> None:
@@ -188,6 +241,7 @@ class Index:
         """Keep a layer, and with it everything below it, until the build ends."""
         self._db.execute("INSERT OR IGNORE INTO held VALUES (?, ?)", (lease, int(layer.id)))
 
-    def held(self) -> set[str]:
-        """The ids of the layers that some build keeps."""
-        return {folder_name(int(str(row[0]))) for row in self._ask("SELECT DISTINCT layer FROM held")}
+    def held(self, *, but: str = "") -> set[str]:
+        """The ids of the layers that some build keeps, the one whose lease is ``but`` not counted."""
+        rows = self._ask("SELECT DISTINCT layer FROM held WHERE lease != ?", but)
+        return {folder_name(int(str(row[0]))) for row in rows}

@@ -15,7 +15,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Log, Root
 from imagesmith.kinds import Base
 from imagesmith.plan import DEFAULT_DISK
-from imagesmith.store import Store
+from imagesmith.store import Store, Use
 
 if TYPE_CHECKING:
     from imagesmith.look.reader import Reader
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from imagesmith.probe import Accelerator
 
 
-def open_store() -> Store:
-    """Open this user's store."""
+def open_store(*, rebuild: bool = False) -> Store:
+    """Open this user's store; with ``rebuild``, an index that cannot be read is made anew."""
     if os.geteuid() == 0:
-        return Store(Store.default_root())
+        return Store(Store.default_root(), rebuild=rebuild)
     from imagesmith import tree
 
     host = Host()  # a host of its own: what is half made is removed after Ctrl-C, too
     return Store(Store.default_root(), remove=lambda path: tree.remove(host, path),
                  measure=lambda path: tree.measure(host, path),
-                 contents=lambda path: tree.contents(host, path))  # fmt: skip
+                 contents=lambda path: tree.contents(host, path), rebuild=rebuild)  # fmt: skip
 
 
-def keep_small(store: Store) -> list[str]:
+def keep_small(store: Store, build: Use) -> list[str]:
     """Collect, where the store has grown larger than $IMAGESMITH_CACHE_LIMIT (a size; 50G): what was done, in words.
 
-    What running builds use stays, this one's included.
+    What running builds use stays, also what ``build`` has made, which is at its end; but not its checkpoints.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -54,7 +54,7 @@ def keep_small(store: Store) -> list[str]:
         before = store.size()
         if before <= limit:
             return []
-        removed = store.collect(limit)
+        removed = store.collect(limit, done=build)
     except (OSError, ImagesmithError) as error:
         return [f"the store could not be kept small: {error}"]
     return [f"the store had grown beyond {word}: {len(removed)} layers and {(before - store.size()) >> 20} MiB removed"]

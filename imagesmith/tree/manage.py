@@ -45,7 +45,8 @@ def measure(host: Host, path: Path) -> int:
 def contents(host: Host, path: Path) -> str:
     """Name a folder by the bytes of its files, whoever they belong to (as ``store_files.contents_digest`` does)."""
     lines: list[str] = []
-    script = 'cd "$1"; find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum -z -- | sha256sum'
+    names = "find . -type f ! -path ./layer.json -print0 | LC_ALL=C sort -z"
+    script = f'cd "$1"; {names} | xargs -0r sha256sum -z -- | sha256sum'
     inside(host, ["sh", "-ec", script, "sh", str(path)], purpose="name a layer by its contents", log=lines.append)
     return lines[-1].split()[0]
 
