@@ -10,6 +10,7 @@ from pathlib import Path
 from imagesmith.disk import grub
 from imagesmith.disk.esp import make_fat
 from imagesmith.disk.ext4 import clock
+from imagesmith.disk.signed import Signed, find_signed
 from imagesmith.disk.template import fill
 from imagesmith.host import Host
 from imagesmith.interfaces import Files, Log, Maker
@@ -31,6 +32,7 @@ class Iso(FilesOutput, name="iso", version=1):
     The root file system is a squashfs on it; changes are kept in memory and are gone with the power. The image must
     have a kernel, and an initial RAM disk of initramfs-tools (Debian, Ubuntu). Debian's kernel for clouds sees a CD at
     IDE or virtio-scsi and a virtio disk; for real machines (SATA, USB) write `kernel: linux-image-amd64` in the base.
+    Where the image has its distribution's signed boot loaders, it boots under Secure Boot.
     """
 
     def write(self, files: Files, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
@@ -48,7 +50,10 @@ class Iso(FilesOutput, name="iso", version=1):
             (medium / "live/vmlinuz").write_bytes(live.kernel)
             write_initrd(live, medium / "live/initrd", {"medium": f"{image}\n".encode()})
             config = fill("boot/live.cfg", {"FILE": f"/{image}", "ARGUMENTS": arguments(maker.arch)})
-            esp = _write_esp(config, work, maker, host)
+            signed = find_signed(files, maker.arch)
+            if signed is not None:
+                log("the boot loaders for UEFI are the root file system's own, signed for Secure Boot")
+            esp = _write_esp(config, signed, work, maker, host)
             bios = _write_bios(config, medium, maker, host) if "i386-pc" in grub.needed(maker.arch) else None
             for path in (medium, *medium.rglob("*")):
                 os.utime(path, (maker.epoch, maker.epoch))
@@ -57,14 +62,29 @@ class Iso(FilesOutput, name="iso", version=1):
             return finish(work, directory, [name])
 
 
-def _write_esp(config: str, work: Path, maker: Maker, host: Host) -> Path:
-    """A small EFI system partition with GRUB on the removable-media path."""
-    target, loader = grub.EFI_TARGET[maker.arch]
-    grub.core_image(target, config, work / "grub.efi", host, epoch=maker.epoch, modules=_MODULES)
+def _write_esp(config: str, signed: Signed | None, work: Path, maker: Maker, host: Host) -> Path:
+    """A small EFI system partition: GRUB on the removable-media path, or the image's signed boot loaders.
+
+    A signed GRUB looks for its configuration on the partition where it was started from a disk, and on the medium where
+    it was started from a CD: it is in both.
+    """
+    folder = work / "esp"
+    if signed is None:
+        target, loader = grub.EFI_TARGET[maker.arch]
+        (folder / loader).parent.mkdir(parents=True)
+        grub.core_image(target, config, folder / loader, host, epoch=maker.epoch, modules=_MODULES)
+    else:
+        for name, content in {**signed.files, f"{signed.folder}/grub.cfg": config.encode()}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        beside = work / "medium" / signed.folder / "grub.cfg"
+        beside.parent.mkdir(parents=True)
+        beside.write_text(config, encoding="utf-8")
     esp = work / "esp.img"
     with esp.open("wb") as stream:
         stream.truncate(_ESP)
-    make_fat(esp, {loader: work / "grub.efi"}, host, offset=0, size=_ESP, bits=16, label="ESP",
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    make_fat(esp, files, host, offset=0, size=_ESP, bits=16, label="ESP",
              serial=identifier(maker.seed, "ESP").hex[:8], epoch=maker.epoch)  # fmt: skip
     return esp
 
