@@ -42,6 +42,8 @@ class Appliance:
     def __init__(self, host: Host, process: Process, said: IO[bytes]) -> None:
         self._host, self._process, self._said = host, process, said
         self._rest = b""
+        self._owed = 0
+        """How many answers have not come yet: more than one, where somebody did not wait for the one before."""
         self.deadline: float | None = None
         """When the step at work must be done (of the monotonic clock)."""
         known = host.environment()
@@ -57,7 +59,11 @@ class Appliance:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._gone(method) from None
-        answer = json.loads(self._line(method, until))
+        self._owed += 1
+        while self._owed:
+            line = self._line(method, until)
+            self._owed -= 1
+        answer = json.loads(line)
         if "error" in answer:
             raise ApplianceError(answer["error"])
         return answer.get("value")

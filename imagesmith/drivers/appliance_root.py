@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from imagesmith.drivers import line_shell
 from imagesmith.drivers.appliance import Appliance, ApplianceError, decode, name_of
 from imagesmith.drivers.placing import place
 from imagesmith.errors import BuildError, StepFailed, TimedOut
-from imagesmith.interfaces import Log, Result
+from imagesmith.interfaces import Log, Result, Terminal
 
 _POLICY = b"#!/bin/sh\nexit 101\n"
 _POLICY_PATH = "/usr/sbin/policy-rc.d"
@@ -112,6 +113,32 @@ class ApplianceRoot:
             elif now.startswith(content):
                 self._appliance.upload((before or b"") + now[len(content) :], path)
         self._appliance.shell(_UNFURNISH)
+
+    # -- Enterable -----------------------------------------------------------------------------------------------
+
+    def shell(self, terminal: Terminal) -> None:
+        """Let the user in (interfaces.Enterable): the appliance has no terminal that a program could have.
+
+        What the step left running is ended, for the appliance watches one program at a time.
+        """
+        self._appliance.deadline = None
+        self._appliance.shell(_KILL)
+        terminal.say("the guest is mounted in the libguestfs appliance: each line that you type is run by a shell of "
+                     "its own, and programs cannot ask you anything")
+        folder = "/"
+
+        def run(line: str) -> int:
+            nonlocal folder
+            status = self.run(["/bin/sh", "-c", line_shell.SCRIPT, "sh", folder, line], check=False).status
+            with suppress(FileNotFoundError):
+                folder = self.read(line_shell.PLACE).decode("utf-8", "replace").strip() or "/"
+            return status
+
+        log, self._log = self._log, lambda line: terminal.show(f"{line}\r\n")
+        try:
+            line_shell.lines(terminal, run, lambda: folder)
+        finally:
+            self._log = log
 
     # -- Root ----------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NoReturn
 
+from imagesmith.drivers import line_shell
 from imagesmith.drivers.winrm import WinRm
 from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
-from imagesmith.interfaces import Connection, Log, Result
+from imagesmith.interfaces import Connection, Log, Result, Terminal
 from imagesmith.machine.guest_agent import PORT, GuestAgent
 from imagesmith.machine.qemu import Machine
 
@@ -86,6 +87,16 @@ class WinRmRoot:
     def __init__(self, guest: WinRmGuest, *, epoch: int, log: Log, deadline: float | None) -> None:
         """``deadline`` is on the clock of ``time.monotonic``."""
         self._guest, self.epoch, self._log, self._deadline = guest, epoch, log, deadline
+
+    def shell(self, terminal: Terminal) -> None:
+        """Let the user in (interfaces.Enterable): WinRM knows no terminals."""
+        self._deadline = None
+        terminal.say("each line that you type is run by a cmd of its own, over WinRM; programs cannot ask you anything")
+        log, self._log = self._log, lambda line: terminal.show(f"{line}\r\n")
+        try:
+            line_shell.lines(terminal, lambda line: self.run(["cmd", "/c", line], check=False).status, lambda: "C:\\")
+        finally:
+            self._log = log
 
     def run(
         self,

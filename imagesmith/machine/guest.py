@@ -12,12 +12,13 @@ from typing import Literal
 from imagesmith.disk.attach import make_overlay
 from imagesmith.errors import BuildError, GuestFailed, ImagesmithError, TimedOut
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Log, Result
+from imagesmith.interfaces import Disk, Log, Result, Terminal
 from imagesmith.machine import firmware as firmwares
 from imagesmith.machine.arguments import Arch, Drive, MachineSpec
 from imagesmith.machine.channel import Channel
 from imagesmith.machine.console import boot_fault
 from imagesmith.machine.inject import Unpack, inject
+from imagesmith.machine.let_in import let_in
 from imagesmith.machine.qemu import Machine
 from imagesmith.machine.tpm import emulated
 
@@ -105,6 +106,12 @@ class BootedGuest:
                     raise
                 self._log("the emulated timer was late, because this host is busy; starting the guest again")
                 self._machine.start_again()
+
+    def shell(self, terminal: Terminal) -> None:
+        """Let the user in as root (interfaces.Enterable), at a console that is plugged in for it."""
+        if not self._channel.ready:
+            self._wait_ready(_START_SECONDS)
+        let_in(self._machine, self._channel, terminal)
 
     def forward(self, port: int) -> tuple[str, int]:
         """Return a host address and port that leads to the guest's TCP ``port``."""
