@@ -6,7 +6,6 @@ and CIM_OperatingSystem for the numbers. A descriptor is a pure function of an :
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.outputs._common import MIB, sha256
+from imagesmith.outputs._text import xml_text
 from imagesmith.outputs._vmdk import write_vmdk
 
 Hardware = Literal["generic", "vmware"]
@@ -100,7 +100,7 @@ def manifest(digests: Mapping[str, str]) -> str:
 def descriptor(appliance: Appliance) -> str:
     """Return the OVF envelope."""
     devices = _DEVICES[appliance.hardware]
-    name, href = quoteattr(_text(appliance.name)), quoteattr(_text(appliance.disk_file))
+    name, href = quoteattr(xml_text(appliance.name)), quoteattr(xml_text(appliance.disk_file))
     firmware = '      <vmw:Config ovf:required="false" vmw:key="firmware" vmw:value="efi"/>\n' if appliance.uefi else ""
     system = {
         "ElementName": "Virtual hardware family", "InstanceID": 0, "VirtualSystemIdentifier": appliance.name,
@@ -183,10 +183,5 @@ def _element(tag: str, prefix: str, fields: Mapping[str, object]) -> str:
     return f"      <{tag}>\n{children}      </{tag}>\n"
 
 
-def _text(value: str) -> str:
-    """Leave out what XML 1.0 cannot hold (section 2.2, Char)."""
-    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", value)
-
-
 def _escaped(value: str) -> str:
-    return escape(_text(value))
+    return escape(xml_text(value))
