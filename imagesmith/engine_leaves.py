@@ -6,9 +6,10 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from imagesmith.engine_node import Nodes, Outcome, Work, maker_of
@@ -44,6 +45,7 @@ class Leaves:
                  jobs: int, epoch: int) -> None:  # fmt: skip
         self._host, self._bench, self._nodes, self._folders = host, bench, nodes, folders
         self._jobs, self._epoch = jobs, epoch
+        self._turns: dict[tuple[str, str], Lock] = {}
 
     def run(self, nodes: Sequence[Node], use: Use, outcome: Outcome, again: Collection[str]) -> None:
         """Make all that are given. Raises what one raised, or a BuildError that names several."""
@@ -75,16 +77,21 @@ class Leaves:
 
     def _run_leaf(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> None:
         assert node.below is not None
-        with self._nodes.node(node, use, outcome, again) as work:
+        below = outcome.layers[node.below.name]
+        with self._turn(node, below), self._nodes.node(node, use, outcome, again) as work:
             if work is None:
                 return
-            below = outcome.layers[node.below.name]
             if node.verb == "check":
                 work.facts["checks"] = self._check(node, below, work)
             else:
-                self._write(node, below, work, use, fresh=node.name in again)
+                self._write(node, below, work, use)
 
-    def _write(self, node: Node, below: Layer, work: Work, use: Use, *, fresh: bool) -> None:
+    def _turn(self, node: Node, below: Layer) -> AbstractContextManager[object]:
+        """Let outputs that can use each other's parts come one after the other."""
+        sameness = node.kind.sameness if isinstance(node.kind, DiskOutput) else ""
+        return self._turns.setdefault((sameness, below.id), Lock()) if sameness else nullcontext()
+
+    def _write(self, node: Node, below: Layer, work: Work, use: Use) -> None:
         maker = maker_of(node, self._epoch)
         kind = self._nodes.revealed(node).kind
         directory = work.slot.folder / "files"
@@ -93,8 +100,7 @@ class Leaves:
             disk = self._bench.disk(below.folder)
             if kind.sameness:
                 work.facts.update(sameness=kind.sameness, disk=below.id, recipe=node.recipe.name)
-                if not fresh:
-                    disk = replace(disk, earlier=self._earlier(node, below, kind.sameness, use))
+                disk = replace(disk, earlier=self._earlier(node, below, kind.sameness, use))
             made = kind.write(disk, maker, directory, self._host, work.log)
             work.facts["virtual_size"] = disk.virtual_size
         else:
