@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from imagesmith import cli_build as parts
-from imagesmith import cli_image, terminal
+from imagesmith import cli_image, cli_shell, terminal
 from imagesmith.cli_build import Jobs, LogFormat, Output, Recipes, VarFiles, Vars, usage
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
@@ -27,6 +27,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(cache_app, name="cache")
 app.command()(cli_image.inspect)
+app.command()(cli_shell.shell)
 app.command()(cli_image.convert)
 
 

@@ -87,11 +87,25 @@ def fresh_nodes(plan: Plan, no_cache: bool, from_step: str) -> list[str]:
         return [node.name for node in plan.nodes]
     if not from_step:
         return []
-    names = [node.name for node in plan.spine]
-    found = [name for name in names if from_step in (name, name.split(" ")[0], name.partition(" ")[2])]
-    if not found:
-        raise usage(f"--from {from_step}: the plan has no such step{nearest(from_step, names)}")
-    return found[:1]
+    return [step_named(plan, from_step, "--from").name]
+
+
+def step_named(plan: Plan, word: str, option: str) -> Node:
+    """The node of the spine that the user names, by its number or name. Raises RecipeError with the nearest."""
+    names: dict[str, Node] = {}
+    for node in plan.spine:
+        names[node.name] = node
+    for node in plan.spine:
+        number, _, title = node.name.partition(" ")
+        names.setdefault(number, node)
+        names.setdefault(title, node)
+    if word in names:
+        return names[word]
+    last = max((node.number for node in plan.spine if node.recipe is plan.recipe), default=0)
+    if word.isdigit():
+        raise usage(f"{option} {word}: the recipe has {last} steps")
+    hint = nearest(word, names) or "; there are " + ", ".join(f"'{node.name}'" for node in plan.spine)
+    raise usage(f"{option} {word}: the plan has no such step{hint}")
 
 
 def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
