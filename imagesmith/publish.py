@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,7 +105,9 @@ def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, h
                 sums.append(f"{file['sha256']}  {file['name']}\n")
         (staging / "SHA256SUMS").write_text("".join(sorted(set(sums), key=lambda line: line.split("  ")[1])))
         _logs(plan, outcome, staging / "logs")
-        manifest["host"] = {"imagesmith": __version__, "system": platform.platform(), "tools": _versions(host)}
+        libraries = {"zlib": zlib.ZLIB_RUNTIME_VERSION, "zstandard": version("zstandard")}
+        manifest["host"] = {"imagesmith": __version__, "system": platform.platform(), "libraries": libraries,
+                            "tools": _versions(host)}  # fmt: skip
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         _exchange(staging, target)
     except OSError as error:
