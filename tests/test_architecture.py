@@ -68,7 +68,7 @@ ONE_PLACE = {  # module from outside -> the only modules of ours that may import
     "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch_http"},
     "yaml": {"document", "recipe"}, "jinja2": {"render"},
     "pycdlib": {"installer/iso"}, "winrm": {"drivers/winrm"}, "jsonschema": {"answers/_schema"},
-    "zstandard": {"outputs/_qcow2"},
+    "zstandard": {"look/contained", "outputs/_qcow2"},
     "typer": {"cli", "cli_build", "cli_cache", "cli_image", "cli_shell"}, "rich": {"view"},
 }  # fmt: skip
 
