@@ -13,6 +13,7 @@ from benchmarks import (
     bootstrap,
     changed_step,
     checkpoints,
+    convert,
     image_makers,
     installer,
     many,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "many": many.run,  # these three each begin with an empty store and leave one with the base in it
     "provision": provision.run,
     "outputs": outputs.run,
+    "convert": convert.run,
     "changed-step": changed_step.run,
     "offline-steps": offline_steps.run,
     "ssh-steps": ssh_steps.run,
@@ -51,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--runs", type=int, default=3, help="repetitions of what is quick (3); slow peers run once")
-    parser.add_argument("--keep", type=Path, help="work in this folder and leave it, instead of a temporary one")
+    parser.add_argument("--keep", type=Path, help="work in this folder, with the store in it, and leave it")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the results there: docs/performance.md")
     parser.add_argument("--install-seconds", type=float, default=INSTALL_SECONDS,
                         help="what an installation from the ISO takes here (%(default)g), for `online`")  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 
 from benchmarks._measure import Run, measure
 from benchmarks._plot import Plot
+from imagesmith.store import Store
 
 PACKAGES = ("openssh-server", "sudo")
 BASE = f"base: {{bootstrap: {{distribution: debian, suite: bookworm, packages: [{', '.join(PACKAGES)}]}}}}\n"
@@ -61,16 +64,30 @@ class Site:
     plots: dict[str, Plot] = field(default_factory=dict)
     """Pictures by their file names, of the benchmark that runs."""
     store: Path = Path()
-    _stores: int = 0
 
     def __post_init__(self) -> None:
-        self.fresh_store()
+        self.store = self.folder / "store1"
         (self.folder / "index.html").write_text(PAGE)
 
     def fresh_store(self) -> None:
         """Begin with an empty store; the earlier ones stay until the end."""
-        self._stores += 1
-        self.store = self.folder / f"store{self._stores}"
+        free = (self.folder / f"store{number}" for number in itertools.count(2))
+        self.store = next(folder for folder in free if not folder.exists())
+
+    def branch(self) -> None:
+        """Go on in a copy of the store without its artifacts, which new ones could be made of. Its files are links."""
+        before = self.store
+        self.fresh_store()
+        measure(["cp", "--archive", "--link", before, self.store], cwd=self.folder)
+        for index in self.store.glob("index.db*"):  # the only files that change in place
+            index.unlink()
+            shutil.copy2(before / index.name, index)
+        store = Store(self.store)
+        while artifacts := [layer for layer in store.layers() if layer.gives == "files"]:
+            size = store.size()
+            store.collect(size - sum(layer.size for layer in artifacts))  # artifacts go before layers
+            if store.size() == size:
+                raise AssertionError(f"the store keeps {artifacts}")
 
     def recipe(self, name: str, rest: str) -> Path:
         """Write a recipe on the common base."""

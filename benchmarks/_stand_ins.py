@@ -1,6 +1,6 @@
-"""What a host's kernel may lack, and the peers take for granted: stand-ins that go in front of the peer's PATH.
+"""What a host may lack, and the peers take for granted: stand-ins that go in front of the peer's PATH.
 
-They do the same work in another way and take no longer; where the kernel has what they stand for, they are not used.
+They do the same work in another way and take no longer; where the host has what they stand for, they are not used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ for device; do :; done
 exec mke2fs -q -t ext2 "$device"
 """
 
+_NSPAWN = """#!/bin/sh
+# systemd-nspawn(1) where no systemd runs that could give it a scope unit, or where the ESP cannot be FAT for bootctl
+exec /usr/bin/systemd-nspawn --register=no --keep-unit --setenv=SYSTEMD_RELAX_ESP_CHECKS=1 "$@"
+"""
+
 
 def path(folder: Path) -> dict[str, str]:
     """Write the stand-ins that this host needs into a folder; return the environment that puts them first."""
@@ -50,6 +55,9 @@ def missing() -> dict[str, str]:
     wanted = {}
     if "device-mapper" not in Path("/proc/devices").read_text():
         wanted["kpartx"] = _KPARTX
-    if "\tvfat\n" not in Path("/proc/filesystems").read_text():
+    fat = "\tvfat\n" in Path("/proc/filesystems").read_text()
+    if not fat:
         wanted["mkfs.fat"] = _MKFS_FAT
+    if not fat or not Path("/run/systemd/system").is_dir():  # sd_booted(3)
+        wanted["systemd-nspawn"] = _NSPAWN
     return wanted

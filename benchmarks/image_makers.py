@@ -37,7 +37,7 @@ def run(site: Site) -> list[Row]:
         "mkosi": lambda: _mkosi.build(site.folder, mirror, SUITE, [x for x in packages if x != "initramfs-tools"]),
     }
     for name in _stand_ins.missing():
-        site.say(f"image-makers: this kernel lacks what {name} needs; a stand-in does the same work")
+        site.say(f"image-makers: {name} lacks something here; a stand-in does the same work")
     rows, ours = list[Row](), [_ours(site, recipe)]
     for name, build in peers.items():
         if shutil.which(name) is None:
