@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import struct
+import tarfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from imagesmith.disk.ext4_tar import make_ext4, stage
 from imagesmith.errors import BuildError, Refused
 from imagesmith.host import Host
 from imagesmith.outputs._vmlinux import vmlinux
@@ -197,6 +201,31 @@ def test_a_kernel_with_all_that_it_needs_inside_boots_without_an_initial_ram_dis
 def test_a_name_that_leads_out_of_the_tree_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"a file with the name '\.\.'"):
         write_files("firecracker", tmp_path, MachineRoot({"../etc/passwd": b"x"}))
+
+
+def _link(name: str, target: str) -> tarfile.TarInfo:
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = tarfile.LNKTYPE, target
+    return link
+
+
+def test_links_stay_inside_and_device_nodes_may_have_two_names(tmp_path: Path) -> None:
+    device, way_out = tarfile.TarInfo("sda"), tarfile.TarInfo("etc")
+    device.type, device.devmajor, device.devminor = tarfile.BLKTYPE, 8, 0
+    way_out.type, way_out.linkname = tarfile.SYMTYPE, "/etc"
+    staged = stage([(device, None), (_link("disk", "sda"), None), (way_out, None)], tmp_path / "good")
+    assert [(m.name, m.devmajor) for m in staged.members] == [("sda", 8), ("disk", 8), ("etc", 0)]
+    for number, link in enumerate((_link("x", "etc/passwd"), _link("x", "/etc/passwd"), _link("x", "../good/etc"))):
+        with pytest.raises(Refused, match=r"has no .* for its link 'x'"):
+            stage([(way_out, None), (link, None)], tmp_path / str(number))
+
+
+def test_many_small_files_find_inodes(tmp_path: Path) -> None:
+    members = [(tarfile.TarInfo(f"srv/{number}"), io.BytesIO()) for number in range(4000)]
+    staged, image = stage(members, tmp_path / "root"), tmp_path / "image"
+    names = {"label": "root", "uuid": str(uuid.UUID(int=1)), "hash_seed": str(uuid.UUID(int=2))}
+    make_ext4(staged, tmp_path / "root", image, Host(), size=staged.size + (1 << 20), epoch=1, **names)
+    ask("e2fsck", "-fn", image)
 
 
 def test_more_processors_than_firecracker_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

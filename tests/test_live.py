@@ -51,7 +51,9 @@ def unpacked(path: Path, folder: Path) -> Path:
     data = path.read_bytes()
     assert data.startswith(own), "the image's own initial RAM disk comes first"
     folder.mkdir()
-    more = data[len(own) + -len(own) % 4 :]
+    start = len(own) + -len(own) % 4 + 512
+    assert not any(data[len(own) : start]), "zeros, where the kernel cannot tell the end of what is compressed"
+    more = data[start:]
     Host().run(["cpio", "-i", "--quiet", "--no-absolute-filenames"], purpose="test", input=more, cwd=folder)
     return folder
 

@@ -8,6 +8,7 @@ On-disk layout: Linux, Documentation/filesystems/ext4, "Super Block", "Block Gro
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import posixpath
@@ -28,6 +29,8 @@ MIB = 1 << 20
 _PURPOSE = "write an ext4 file system"
 _CHUNK = 1 << 20
 _BLOCK = 4096
+_PER_INODE = 16384
+"""Bytes of a file system for each of its inodes, as templates/boot/mke2fs.conf has it."""
 _ROOT, _FIRST = 2, 12
 """The inode of /, and the first one after that of lost+found."""
 _XATTR = "SCHILY.xattr."
@@ -43,7 +46,7 @@ class Staged:
 
     members: tuple[tarfile.TarInfo, ...]
     size: int
-    """Bytes, in blocks of 4 KiB, with what the file system itself needs for each file."""
+    """Bytes that the files need in whole blocks, or more, where there would be too few inodes."""
 
 
 def stage(members: Iterable[tuple[tarfile.TarInfo, BinaryIO | None]], folder: Path) -> Staged:
@@ -54,6 +57,7 @@ def stage(members: Iterable[tuple[tarfile.TarInfo, BinaryIO | None]], folder: Pa
     folder.mkdir()
     kept: list[tarfile.TarInfo] = []
     folders = {"": 0}
+    nodes: dict[str, tarfile.TarInfo] = {}
     size = 0
 
     def add_folder(name: str, member: tarfile.TarInfo) -> None:
@@ -73,7 +77,14 @@ def stage(members: Iterable[tuple[tarfile.TarInfo, BinaryIO | None]], folder: Pa
             add_folder(name, member)
             continue
         if member.islnk():
-            os.link(folder / posixpath.normpath(member.linkname), place, follow_symlinks=False)
+            target = posixpath.normpath(member.linkname)
+            if target in nodes:
+                kept.append(copy.copy(nodes[target]))
+                kept[-1].name = name
+                continue
+            if posixpath.dirname(target) not in folders or not os.path.lexists(folder / target):
+                raise Refused(f"the root file system's tar has no {member.linkname!r} for its link {member.name!r}")
+            os.link(folder / target, place, follow_symlinks=False)
             continue
         kept.append(member)
         number = len(kept)
@@ -83,14 +94,16 @@ def stage(members: Iterable[tuple[tarfile.TarInfo, BinaryIO | None]], folder: Pa
             os.mkfifo(place, 0o600)
         elif stream is not None:
             _write(stream, place)
-        elif not member.isblk() and not member.ischr():
+        elif member.isblk() or member.ischr():
+            nodes[name] = member
+        else:
             raise Refused(f"the root file system's tar holds {member.name!r}, which is no kind of file")
-        if not member.isblk() and not member.ischr():
+        if name not in nodes:
             os.utime(place, (number, number), follow_symlinks=False)
         size += -(-member.size // _BLOCK) * _BLOCK
     for name, number in folders.items():
         os.utime(folder / name, (number, number))
-    return Staged(tuple(kept), size + len(kept) * _BLOCK)
+    return Staged(tuple(kept), max(size + len(kept) * _BLOCK, len(kept) * _PER_INODE))
 
 
 def _plain_folder(name: str, member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -170,13 +183,13 @@ def _dress(file: str, member: tarfile.TarInfo, beside: Path, now: int) -> Iterat
         if key.startswith(_XATTR):
             content = beside / str(len(list(beside.iterdir())))
             content.write_bytes(value.encode("utf-8", "surrogateescape"))
-            yield f'ea_set -f "{content}" {file} {_quoted(key.removeprefix(_XATTR))}'
+            yield f"ea_set -f {_quoted(str(content))} {file} {_quoted(key.removeprefix(_XATTR))}"
 
 
 def _quoted(name: str) -> str:
     """A word for debugfs (libss: a double quote inside of quotes is written twice). Raises Refused."""
     if "\n" in name:
-        raise Refused(f"a device's name has a line's end in it: {name!r}")
+        raise Refused(f"a name has a line's end in it: {name!r}")
     return '"' + name.replace('"', '""') + '"'
 
 

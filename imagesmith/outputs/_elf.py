@@ -36,6 +36,8 @@ def closure(files: Files, program: str, content: bytes) -> tuple[str, Mapping[st
         name = queue.pop()
         if name in found:
             continue
+        if "/" in name:
+            raise Refused(f"{program} of the image needs a library with the name {name!r}")
         if len(found) >= _MOST:
             raise Refused(f"{program} needs more than {_MOST} libraries")
         found[name] = _find(files, program, *(f"{folder}/{name}" for folder in _FOLDERS))

@@ -33,6 +33,7 @@ _OURS = "imagesmith"
 _SCRIPT = f"scripts/{_OURS}"
 _CONTENT = Content((*RUNTIME, "/boot"), KERNELS, frozenset({"etc/fstab"}))
 """The kernel is outside, and nothing of the disk that fstab speaks of is there."""
+_GAP = 512
 _REPART = "systemd-repart.service"
 
 
@@ -112,9 +113,13 @@ def write_root(files: Files, into: Path, maker: Maker, host: Host, log: Log) -> 
 
 
 def write_initrd(live: Live, into: Path, more: Mapping[str, bytes | Path]) -> None:
-    """Write the initial RAM disk: the image's, then an archive with what makes it live, and ``more`` in /imagesmith."""
+    """Write the initial RAM disk: the image's, then an archive with what makes it live, and ``more`` in /imagesmith.
+
+    Zeros between them show the kernel where LZ4 and LZO end, which do not show it themselves (Linux,
+    lib/decompress_unlz4.c and decompress_unlzo.c); with the others they count for nothing.
+    """
     with into.open("wb") as out:
-        out.write(live.initrd)
+        out.write(live.initrd + bytes(_GAP))
         cpio.pad(out)
         cpio.write(out, {**live.more, **{f"{_OURS}/{name}": content for name, content in more.items()}}, mode=0o755)
 
