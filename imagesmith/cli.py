@@ -105,6 +105,7 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="Only these outputs.")] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:  # fmt: skip
     """Show the nodes: for each whether it is there (and how old) or will run, why, how long that took last time, and
     how its step reaches the guest.
@@ -115,7 +116,13 @@ def plan(
     from imagesmith.why import reasons
 
     planned, now, total = parts.plan_of(recipe, parts.overrides_of(var, var_file), only=only), time.time(), 0.0
-    for found in reasons(planned, parts.the_store()):
+    verdicts = list(reasons(planned, parts.the_store()))
+    if as_json:
+        nodes = [found.plain(now) for found in verdicts]
+        seconds = round(sum(found.seconds for found in verdicts if found.layer is None), 3)
+        print(json.dumps({"recipe": planned.recipe.name, "seconds": seconds, "nodes": nodes}, indent=2))
+        return
+    for found in verdicts:
         node = found.node
         via = f"  [{node.driver}: {node.why_driver}]" if node.driver else ""
         if found.layer is not None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+from imagesmith import history
 from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.events import Event, Listener
+from imagesmith.history import Past
 from imagesmith.interfaces import Enterable, Log, Maker, Terminal
 from imagesmith.kinds import secrets_in
 from imagesmith.plan import ONLINE, Node
@@ -114,9 +116,12 @@ class Nodes:
                         raise
                     raise error from caught
             seconds = time.monotonic() - start
-            work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place)
+            work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place,
+                              world=node.world)  # fmt: skip
             files = cast(list[dict[str, object]], work.facts.get("files", []))
             layer = slot.commit(work.facts, digests={f"files/{file['name']}": str(file["sha256"]) for file in files})
+            past = Past(node.key, node.name, node.options, node.world, node.below.key if node.below else "", seconds)
+            history.note(use.store.root, node.place, past)
             with self._lock:
                 outcome.layers[node.name] = layer
                 outcome.ran[node.name] = seconds

@@ -20,6 +20,8 @@ DEFAULT_EPOCH = 1704067200
 ONLINE = ("ssh", "winrm")
 """The drivers whose guest is running."""
 ASSEMBLE_VERSION = 2
+VERSION, EPOCH = "kind's version", "SOURCE_DATE_EPOCH"
+"""Names in a node's ``world``."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Node:
     why_driver: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
     """What went into the key, for telling what changed."""
+    world: Mapping[str, object] = field(default_factory=dict)
+    """What went into the key beside options and the node below, by a name for each, for the same purpose."""
     trusted: bool = False
     """Whether the host's kernel may mount the result's file systems."""
     firmware: str = ""
@@ -208,6 +212,7 @@ def _spine(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: 
         nodes.append(Node(
             name=f"{prefix}{number} {entry.title}", verb="step", number=number, gives=below.gives, recipe=recipe,
             below=below, kind=kind, entry=entry, driver=driver, why_driver=why, options=options, trusted=below.trusted,
+            world={VERSION: type(kind).version, "mode": mode, EPOCH: facts.epoch},
             key=digest(["step", type(kind).name, type(kind).version, options, mode, facts.epoch, below.key]),
         ))  # fmt: skip
     if complaints:
@@ -234,15 +239,16 @@ def _base(recipe: Recipe, facts: Facts, load: Callable[[Path], Recipe], above: t
         return nodes
     options = _identity(base, recipe.base_place)
     size = recipe.machine.disk or 0
-    world: list[object] = [recipe.arch, facts.epoch] if base.gives == "tree" else [recipe.arch, size]
-    if base.boots:
-        world += [recipe.machine.firmware[0], *_tpm(recipe)]
     kind = type(base)
+    world: dict[str, object] = {"arch": recipe.arch}
+    world |= {EPOCH: facts.epoch} if base.gives == "tree" else {"machine.disk": size}
+    if base.boots:
+        world |= {"machine.firmware": recipe.machine.firmware[0], **_tpm(recipe)}
     return [Node(
         name=(f"{recipe.name}: " if len(above) > 1 else "") + f"base {kind.name} {base.describe()}".rstrip(),
         verb="base", gives=base.gives, recipe=recipe, kind=base, options=options, disk_size=size,
-        trusted=base.trusted_origin or base.gives == "tree",
-        key=digest(["base", kind.name, kind.version, options, *world]),
+        trusted=base.trusted_origin or base.gives == "tree", world={VERSION: kind.version, **world},
+        key=digest(["base", kind.name, kind.version, options, *world.values()]),
     )]  # fmt: skip
 
 
@@ -264,17 +270,19 @@ def _assemble(recipe: Recipe, facts: Facts, below: Node, prefix: str = "") -> No
         options["secure"] = True
     return Node(
         name=f"{prefix}assemble the disk", verb="assemble", gives="disk", recipe=recipe, below=below, options=options,
-        trusted=True, disk_size=size, key=digest(["assemble", ASSEMBLE_VERSION, options, below.key]),
+        trusted=True, disk_size=size, world={VERSION: ASSEMBLE_VERSION},
+        key=digest(["assemble", ASSEMBLE_VERSION, options, below.key]),
     )  # fmt: skip
 
 
 def _boot(recipe: Recipe, facts: Facts, below: Node, entry: Entry[Step], prefix: str) -> Node:
+    world = {EPOCH: facts.epoch, "machine.firmware": recipe.machine.firmware[0], **_tpm(recipe)}
     again = sum(node.verb == "step" and isinstance(node.kind, Booting) for node in below.chain)
     return Node(
         name=f"{prefix}boot the guest" + (f" ({again + 1})" if again else ""), verb="step", gives=below.gives,
         recipe=recipe, below=below, kind=Booting(), entry=Entry(Booting(), StepOptions(via="ssh"), entry.place),
         driver="ssh", why_driver="steps in the running guest follow", trusted=below.trusted,
-        key=digest(["boot", Booting.version, facts.epoch, recipe.machine.firmware[0], *_tpm(recipe), below.key]),
+        world={VERSION: Booting.version, **world}, key=digest(["boot", Booting.version, *world.values(), below.key]),
     )  # fmt: skip
 
 
@@ -319,9 +327,9 @@ def _choose(entry: Entry[Step], below: Node, facts: Facts, recipe: Recipe) -> tu
     return "native", "the disk's origin is trusted and we are root", ""
 
 
-def _tpm(recipe: Recipe) -> list[str]:
+def _tpm(recipe: Recipe) -> dict[str, object]:
     """What a TPM adds to the key of what it may change: nothing where there is none, so that older keys hold."""
-    return ["tpm"] if recipe.machine.tpm else []
+    return {"machine.tpm": "tpm"} if recipe.machine.tpm else {}
 
 
 # -- the leaves --------------------------------------------------------------------------------------------------
@@ -330,20 +338,23 @@ def _tpm(recipe: Recipe) -> list[str]:
 def _output(recipe: Recipe, facts: Facts, entry: Entry[Output], below: Node) -> Node:
     kind, options = entry.kind, entry.kind.identity()
     machine = recipe.machine
-    maker = [recipe.name, recipe.version, recipe.description, recipe.arch, facts.epoch, machine.cpus, machine.memory,
-             list(machine.firmware)]  # fmt: skip
+    maker: dict[str, object] = {
+        "name": recipe.name, "version": recipe.version, "description": recipe.description, "arch": recipe.arch,
+        EPOCH: facts.epoch, "machine.cpus": machine.cpus, "machine.memory": machine.memory,
+        "machine.firmware": list(machine.firmware),
+    }  # fmt: skip
     return Node(
         name=f"output {kind.label}", verb="output", gives="files", recipe=recipe, below=below, kind=kind,
-        options=options, trusted=below.trusted,
-        key=digest(["output", type(kind).name, type(kind).version, options, maker, below.key]),
+        options=options, trusted=below.trusted, world={VERSION: type(kind).version, **maker},
+        key=digest(["output", type(kind).name, type(kind).version, options, list(maker.values()), below.key]),
     )  # fmt: skip
 
 
 def _check(recipe: Recipe, below: Node, checks: Sequence[Entry[Check]], firmware: str) -> Node:
     what = [[type(e.kind).name, type(e.kind).version, e.kind.identity()] for e in checks]
     machine = recipe.machine
+    world = {"machine.cpus": machine.cpus, "machine.memory": machine.memory, **_tpm(recipe)}
     return Node(
         name=f"check {firmware}", verb="check", gives="record", recipe=recipe, below=below, firmware=firmware,
-        options={"checks": what},
-        key=digest(["check", what, firmware, machine.cpus, machine.memory, *_tpm(recipe), below.key]),
+        options={"checks": what}, world=world, key=digest(["check", what, firmware, *world.values(), below.key]),
     )  # fmt: skip
