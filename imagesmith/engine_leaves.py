@@ -15,7 +15,7 @@ from typing import Protocol
 from imagesmith.engine_node import Nodes, Outcome, Work, maker_of
 from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, TimedOut
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Earlier, Files, Guest, Log
+from imagesmith.interfaces import Disk, Earlier, Guest, Layered, Log
 from imagesmith.kinds import Check, DiskOutput, FilesOutput
 from imagesmith.plan import Node
 from imagesmith.recipe import Entry
@@ -29,7 +29,7 @@ class LeafBench(Protocol):
         """The disk whose layer is in ``folder``."""
         ...
 
-    def files(self, node: Node, below: Sequence[Path], log: Log) -> AbstractContextManager[Files]:
+    def files(self, node: Node, below: Sequence[Path], log: Log) -> AbstractContextManager[Layered]:
         """The root file system of a tree or a disk, read-only."""
         ...
 

@@ -221,6 +221,14 @@ class Files(Protocol):
         ...
 
 
+class Layered(Files, Protocol):
+    """A finished root file system that can also be seen as it was before the recipe's steps."""
+
+    def base(self) -> AbstractContextManager[Files]:
+        """Open what the recipe's base alone gave, read-only. Where there were no steps, that is the same."""
+        ...
+
+
 @dataclass(frozen=True)
 class Maker:
     """Who makes an artifact, from what, and when: all that an output may know besides the image itself."""

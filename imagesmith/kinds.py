@@ -28,7 +28,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, Valid
 
 from imagesmith.errors import nearest
 from imagesmith.host import Host
-from imagesmith.interfaces import Artifact, Delivery, Disk, Files, Guest, Log, Maker, Medium, Root, Signs, Workshop
+from imagesmith.interfaces import Artifact, Delivery, Disk, Guest, Layered, Log, Maker, Medium, Root, Signs, Workshop
 from imagesmith.options import (
     UNKEYED,
     Duration,
@@ -300,7 +300,7 @@ class DiskOutput(Output):
 class FilesOutput(Output):
     """A format that is made of the root file system."""
 
-    def write(self, files: Files, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
+    def write(self, files: Layered, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the artifact's files into ``directory``; return them, the main one first."""
         raise NotImplementedError
 

@@ -6,13 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.host import Host
-from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Log, Root
+from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Layered, Log, Root
 from imagesmith.kinds import Base
 from imagesmith.plan import DEFAULT_DISK
 from imagesmith.store import Store, Use
@@ -170,10 +171,19 @@ class Bench:
         return Disk(path, read_header(path).virtual_size, boots_with(path, self._host), variables)
 
     @contextmanager
-    def files(self, node: Node, below: Sequence[Path], log: Log) -> Iterator[Files]:
+    def files(self, node: Node, below: Sequence[Path], log: Log) -> Iterator[Layered]:
         """See engine.Workbench."""
         assert node.below is not None
-        if node.below.gives == "tree":
+        chain = [one for one in node.below.chain if one.gives == node.below.gives]
+        own = sum(one.verb == "step" and one.recipe is node.recipe for one in chain)
+        first, gives = below[: max(1, len(below) - own)], node.below.gives
+        with self._files(gives, below, log) as found:
+            yield _Layered(found, lambda: self._files(gives, first, log))
+
+    @contextmanager
+    def _files(self, gives: str, below: Sequence[Path], log: Log) -> Iterator[Files]:
+        """The root file system of a chain of layers."""
+        if gives == "tree":
             from imagesmith import tree
 
             mount = tree.OverlayMount(tuple(str(folder / "upper") for folder in below))
@@ -215,6 +225,20 @@ def appliance_reader(host: Host) -> Callable[[Path], AbstractContextManager[Read
         return open_files(Disk(image, 0), host, accelerator=bench.accelerator.name)
 
     return reader
+
+
+@dataclass(frozen=True)
+class _Layered:
+    """Implements interfaces.Layered."""
+
+    whole: Files
+    base: Callable[[], AbstractContextManager[Files]]
+
+    def pack(self, out: BinaryIO, *, exclude: Sequence[str] = ()) -> None:
+        self.whole.pack(out, exclude=exclude)
+
+    def read(self, path: str) -> bytes:
+        return self.whole.read(path)
 
 
 class Shop:

@@ -16,8 +16,8 @@ from imagesmith.errors import ToolFailed
 from imagesmith.host import Host
 from tests.ovf_lint import OVF, RASD, lint_ovf
 
-__all__ = ["Docker", "add_box", "boot_ova", "dockerd", "lint_ovf", "same_disk", "v2v_print_source", "vagrant_up",
-           "validate_oci"]  # fmt: skip
+__all__ = ["Docker", "add_box", "boot_ova", "dockerd", "lint_ovf", "registry", "same_disk", "v2v_print_source",
+           "vagrant_up", "validate_oci"]  # fmt: skip
 
 NO_KVM = {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
 
@@ -153,6 +153,36 @@ def dockerd(folder: Path) -> Iterator[Docker]:
                 assert time.monotonic() < deadline, f"dockerd does not answer:\n{words}"
                 time.sleep(0.2)
         yield Docker(address, f"{folder}/exec/containerd/containerd.sock")
+
+
+_REGISTRY = """\
+version: 0.1
+log: {{level: warn}}
+storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}
+http: {{addr: {address}}}
+"""
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """Start an image registry of the test's own; its address, on the loopback interface."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (folder / "registry.yml").write_text(_REGISTRY.format(folder=folder, address=address))
+    with (folder / "registry.log").open("wb") as log, Host().start(
+        ["docker-registry", "serve", folder / "registry.yml"], purpose="run a registry", stdout=log, stderr=log
+    ) as daemon:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(tuple(address.split(":")), timeout=5).close()  # type: ignore[arg-type]
+                break
+            except OSError:
+                words = (folder / "registry.log").read_text(errors="replace")[-2000:]
+                assert daemon.poll() is None, f"the registry ended:\n{words}"
+                assert time.monotonic() < deadline, f"the registry does not answer:\n{words}"
+                time.sleep(0.1)
+        yield address
 
 
 # -- appliances, booted -------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -20,7 +22,7 @@ from imagesmith.interfaces import Maker
 from imagesmith.kinds import FilesOutput, known, placeholder
 from imagesmith.outputs._gzip import GzipWriter
 from imagesmith.outputs._image import reference
-from tests.consumers import Docker, dockerd, validate_oci
+from tests.consumers import Docker, ask, dockerd, registry, validate_oci
 from tests.test_outputs import MAKER
 
 BUSYBOX = Path("/bin/busybox")  # Debian: busybox-static
@@ -31,10 +33,18 @@ class SmallRoot:
     """A root file system of a few MB with one of everything, packed as a tree or a disk packs it."""
 
     def __init__(
-        self, *, noise: int = 0, extra: str = "", fail: bool = False, more: Mapping[str, bytes | str] | None = None
+        self,
+        *,
+        noise: int = 0,
+        extra: str = "",
+        fail: bool = False,
+        more: Mapping[str, bytes | str] | None = None,
+        links: Mapping[str, str] | None = None,
     ) -> None:
-        """``more`` are files by their bytes, and links by their target."""
+        """``more`` are files by their bytes, and symbolic links by their target; ``links`` are hard ones."""
+        self.links = dict(links or {})
         self.noise, self.extra, self.fail, self.more = noise, extra, fail, dict(more or {})
+        self.before: SmallRoot | None = None
 
     def read(self, path: str) -> bytes:
         """A file's bytes; links are followed."""
@@ -54,6 +64,11 @@ class SmallRoot:
                     raise Refused("the disk is damaged")
                 if not any(f"/{member[0].name}".startswith(f"{folder}/") for folder in exclude):
                     tar.addfile(*member)
+
+    @contextmanager
+    def base(self) -> Iterator[SmallRoot]:
+        """What it was before the steps; see ``before``."""
+        yield self.before or self
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
         folders = {"bin", "boot", "dev", "etc", "lib", "lib/modules", "lib/modules/6.1", "proc", "root", "run", "sys",
@@ -85,6 +100,8 @@ class SmallRoot:
         for name, what in self.more.items():
             if isinstance(what, str):
                 yield self._member(name, tarfile.SYMTYPE, link=what), None
+        for name, target in self.links.items():
+            yield self._member(name, tarfile.LNKTYPE, mode=0o755, link=target), None
         if "etc/resolv.conf" not in self.more:
             yield self._member("etc/resolv.conf", tarfile.SYMTYPE, link="/run/systemd/resolve/stub-resolv.conf"), None
         yield self._member("vmlinuz", tarfile.SYMTYPE, link="boot/vmlinuz-6.1"), None
@@ -178,8 +195,128 @@ def test_docker_loads_and_runs_it(docker: Docker, image: Path, tmp_path: Path) -
     assert docker("image", "inspect", "-f", "{{.Config.Cmd}}", plain).strip() == "[/bin/sh]"
 
 
+def test_docker_runs_an_image_of_two_layers(docker: Docker, tmp_path: Path) -> None:
+    name = docker.load(write_oci(tmp_path, split_root(), replace(MAKER, name="split"), options={"split": True}))
+    script = "$b ls -A / /opt /srv /srv/emptied; cd /opt; $b cat changed now-a-file now-a-link; $b stat -c %a /tmp"
+    said = docker.run(name, "/bin/sh", "-c", f"b=/bin/busybox; {script}")
+    assert "gone" not in said
+    assert said.endswith("afterfilesame1777\n")
+
+
+def test_docker_loads_and_runs_what_docker_save_would_write(docker: Docker, tmp_path: Path) -> None:
+    kind = known("outputs")["docker-archive"].model_validate({"cmd": ["/bin/sh", "-c", "cat /etc/os-release"]})
+    assert isinstance(kind, FilesOutput)
+    (path,) = kind.write(SmallRoot(), replace(MAKER, name="saved"), tmp_path, Host(), lambda line: None)
+    name = docker.load(path)
+    assert name == "saved:2026.11"
+    assert docker.run(name) == "ID=small\n"
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_pushed_to_a_registry_docker_pulls_and_runs_it(docker: Docker, tmp_path: Path, split: bool) -> None:
+    path = write_oci(tmp_path, split_root(), options={"split": split, "cmd": ["/bin/cat", "/opt/changed"]})
+    with registry(tmp_path) as address:
+        ask("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci-archive:{path}", f"docker://{address}/small:1")
+        docker("pull", "-q", f"{address}/small:1")
+        assert docker.run(f"{address}/small:1") == "after"
+        docker("image", "rm", f"{address}/small:1")
+
+
 def test_containerd_imports_it(docker: Docker, image: Path) -> None:
     assert "docker.io/library/web-golden:2026.11" in docker.ctr_import(image).splitlines()
+
+
+# -- two layers ---------------------------------------------------------------------------------------------------
+
+
+def split_root() -> SmallRoot:
+    """A root file system whose steps did one of everything to what the base gave."""
+    same: dict[str, bytes | str] = {"opt/same": b"same", "opt/link": "same", "srv/kept/file": b"kept"}
+    root = SmallRoot(more={
+        **same, "opt/changed": b"after", "opt/now-a-file": b"file", "opt/now-a-folder/file": b"new",
+        "opt/now-a-link": "same", "srv/emptied/.keep": b"", "etc/ssh/ssh_host_ed25519_key": b"left on purpose",
+        "srv/made/deep/new": b"new", "var/log/dpkg.log": b"",
+    })  # fmt: skip
+    root.before = SmallRoot(more={
+        **same, "opt/changed": b"before", "opt/now-a-file/old": b"old", "opt/now-a-folder": b"old",
+        "opt/now-a-link/below": b"old", "opt/gone": b"gone", "opt/gone-link": "gone", "srv/gone/deep/file": b"gone",
+        "srv/emptied/one": b"1", "srv/emptied/two": b"2", "etc/ssh/ssh_host_rsa_key": b"secret",
+        "var/log/installer": b"secret", "gone-from-the-root": b"",
+    })  # fmt: skip
+    return root
+
+
+def listing(root: Path) -> list[tuple[object, ...]]:
+    """All that is below a folder: names, modes, owners, times of files, contents, other names."""
+    found: list[tuple[object, ...]] = []
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+        time = "" if path.is_dir() and not path.is_symlink() else status.st_mtime
+        found.append((path.relative_to(root), oct(status.st_mode), status.st_uid, time, content,
+                      "" if path.is_dir() else status.st_nlink))  # fmt: skip
+    return found
+
+
+def test_two_layers_make_the_same_root_as_one(tmp_path: Path) -> None:
+    split = validate_oci(write_oci(tmp_path / "two", split_root(), options={"split": True}), tmp_path / "split")
+    whole = validate_oci(write_oci(tmp_path / "one", split_root()), tmp_path / "whole")
+    assert listing(split.rootfs) == listing(whole.rootfs)
+    assert len(split.config["rootfs"]["diff_ids"]) == 2
+    assert [entry["created_by"] for entry in split.config["history"]] == ["imagesmith: base", "imagesmith: steps"]
+
+
+def layers_of(path: Path) -> list[dict[str, tarfile.TarInfo]]:
+    """The members of an image's layers."""
+    found = []
+    with tarfile.open(path) as image:
+        stream = image.extractfile("manifest.json")
+        assert stream is not None
+        for name in json.load(stream)[0]["Layers"]:
+            with tarfile.open(fileobj=image.extractfile(name)) as layer:
+                found.append({member.name: member for member in layer})
+    return found
+
+
+def test_the_second_layer_holds_what_steps_changed_and_marks_what_is_gone(tmp_path: Path) -> None:
+    base, steps = layers_of(write_oci(tmp_path, split_root(), options={"split": True}))
+    assert {name for name in steps if ".wh." in name} == {
+        ".wh.gone-from-the-root", "opt/.wh.gone", "opt/.wh.gone-link", "srv/.wh.gone",
+        "srv/emptied/.wh.one", "srv/emptied/.wh.two",
+    }  # fmt: skip
+    assert all(steps[name].isreg() and steps[name].size == 0 for name in steps if ".wh." in name)
+    assert {name for name in steps if ".wh." not in name} == {
+        "etc", "etc/ssh", "etc/ssh/ssh_host_ed25519_key", "opt", "opt/changed", "opt/now-a-file", "opt/now-a-folder",
+        "opt/now-a-folder/file", "opt/now-a-link", "srv", "srv/emptied", "srv/emptied/.keep", "srv/made",
+        "srv/made/deep", "srv/made/deep/new", "var", "var/log", "var/log/dpkg.log",
+    }  # fmt: skip
+    assert not {"etc/ssh/ssh_host_rsa_key", "var/log/installer"} & set(base), "what tells of the build's machine"
+
+
+def test_all_names_of_a_file_are_in_one_layer(tmp_path: Path) -> None:
+    """A hard link to a file of a lower layer can be made by no program that unpacks layers one by one."""
+    root = SmallRoot(links={"usr/another": "bin/busybox"})
+    root.before = SmallRoot()
+    _, steps = layers_of(write_oci(tmp_path / "new", root, options={"split": True}))
+    assert steps["bin/busybox"].isreg()
+    assert {name for name in steps if steps[name].islnk()} == {"bin/cat", "usr/another"}
+
+
+def test_images_of_one_base_share_its_layer(tmp_path: Path) -> None:
+    names = []
+    for number, text in enumerate([b"one", b"two"]):
+        root = SmallRoot(more={"etc/motd": text})
+        root.before = SmallRoot()
+        with tarfile.open(write_oci(tmp_path / str(number), root, options={"split": True})) as image:
+            stream = image.extractfile("manifest.json")
+            assert stream is not None
+            names.append(json.load(stream)[0]["Layers"])
+    assert names[0][0] == names[1][0]
+    assert names[0][1] != names[1][1]
+
+
+def test_where_steps_changed_nothing_there_is_one_layer(tmp_path: Path) -> None:
+    assert len(layers_of(write_oci(tmp_path, SmallRoot(), options={"split": True}))) == 1
 
 
 def test_written_twice_it_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
