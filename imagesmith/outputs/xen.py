@@ -19,8 +19,9 @@ from imagesmith.outputs._raw import write_raw
 class Xen(DiskOutput, name="xen", version=1):
     """A raw image with two configurations for Xen's xl: NAME.xen.pv.cfg and NAME.xen.hvm.cfg.
 
-    PV starts the kernel that pygrub finds in the disk's GRUB configuration; HVM boots by BIOS, or by UEFI (OVMF) where
-    the disk cannot otherwise. Put the image into ``folder``, then ``xl create NAME.xen.hvm.cfg``.
+    PV starts the kernel that pygrub finds in the disk's GRUB configuration, with its console on hvc0. HVM boots by
+    BIOS, or by UEFI (OVMF) where the disk cannot otherwise. Put the image into ``folder``, then
+    ``xl create NAME.xen.hvm.cfg``.
     """
 
     folder: str = Field(
@@ -50,7 +51,7 @@ class Xen(DiskOutput, name="xen", version=1):
     def configuration(self, maker: Maker, image: str, type: Literal["pv", "hvm"], *, bios: bool = True) -> str:
         """Return a domain's configuration (xl.cfg(5), xl-disk-configuration(5)); strings quoted, numbers not."""
         if type == "pv":
-            how, device = 'bootloader = "pygrub"\n', "xvda"
+            how, device = 'bootloader = "pygrub"\nextra = "console=hvc0"\n', "xvda"
         else:
             how, device = f'firmware = "{"bios" if bios else "ovmf"}"\nserial = "pty"\n', "hda"
         target = f"{self.folder.rstrip('/')}/{image}"
