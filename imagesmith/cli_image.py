@@ -1,4 +1,4 @@
-"""The commands for images that are there already: inspect."""
+"""The commands for images that are there already: inspect, convert."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from imagesmith import cli_build as parts
+from imagesmith.cli_build import Jobs, LogFormat, Output, usage
 
 if TYPE_CHECKING:
     from imagesmith.look.image import Findings
@@ -30,6 +33,38 @@ def inspect(
     host = Host()
     found = examine(image, host, lambda line: None, appliance=None if quick else appliance_reader(host))
     print(json.dumps(found.plain(), indent=2, default=str) if as_json else "\n".join(_told(found)))
+
+
+def convert(
+    image: Annotated[Path, typer.Argument(help="A disk image in any format, an appliance, a box.", metavar="IMAGE")],
+    to: Annotated[list[str], typer.Option("--to", help="An output, as a recipe names it: ova, 'raw: "
+                                          "{compression: xz}'; may be given several times.")],
+    output: Output = Path("output"),
+    name: Annotated[str, typer.Option(help="What the new files are called; the image's name without it.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Boot the image before it is converted.")] = False,
+    jobs: Jobs = 0,
+    log_format: LogFormat = "text",
+) -> None:  # fmt: skip
+    """Write a disk image in other formats, without a recipe. The image itself stays as it is.
+
+    Formats that hold a root file system (oci, tar, lxc …) are made of the system that is on the disk.
+    """
+    import tempfile
+
+    from imagesmith.look.contained import opened
+    from imagesmith.plan import make_plan
+    from imagesmith.recipe import name_for, of_image
+
+    if not image.is_file():
+        raise usage(f"{image}: no such image")
+    with tempfile.TemporaryDirectory(prefix=".imagesmith-", dir=image.absolute().parent) as folder:
+        found = opened(image, Path(folder))
+        if found.disk is None:
+            raise usage(f"{image} is a {found.format} of a root file system, not a disk; a recipe makes a disk of it, "
+                        "with 'base: {container: …}'")  # fmt: skip
+        recipe = of_image(found.disk, outputs=to, name=name or name_for(image))
+        planned = make_plan(recipe, parts.facts(), parts.loader(parts.overrides_of()), checks=check)
+        parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=False, fresh=[])
 
 
 def _told(found: Findings) -> list[str]:

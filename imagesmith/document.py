@@ -65,6 +65,11 @@ def load(file: Path) -> Document:
         raise RecipeError([Complaint(file, 1, 1, "", f"is not UTF-8 text: {error.reason}")]) from None
     except OSError as error:
         raise RecipeError([Complaint(file, 1, 1, "", f"cannot be read: {error.strerror}")]) from None
+    return parse(text, file)
+
+
+def parse(text: str, file: Path) -> Document:
+    """Read YAML that ``file`` is named for in complaints. Raises RecipeError where it is none."""
     document = Document(file)
     with _told(file):
         node = yaml.compose(text, Loader=yaml.SafeLoader)

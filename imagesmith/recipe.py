@@ -56,18 +56,39 @@ def load(path: Path, overrides: Overrides | None = None) -> Recipe:
     return recipe
 
 
-def of_image(path: Path) -> Recipe:
-    """A recipe that takes an image as it is and asks only whether it boots. Raises RecipeError."""
+def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "") -> Recipe:
+    """A recipe that takes an image as it is and asks only whether it boots.
+
+    ``outputs`` are written as in a recipe, one each: ``qcow2``, ``raw: {compression: xz}``. Raises RecipeError.
+    """
     if not path.is_file():
         raise RecipeError([Complaint(path, 1, 1, "", "no such image")])
     place = Complaint(path, 1, 1, "", "")
-    name = "".join(c if c.isalnum() else "-" for c in path.stem.lower()).strip("-") or "image"
+    name = name or name_for(path)
+    if not _NAME.fullmatch(name):
+        raise RecipeError((), f"--name {name}: use lower-case letters, digits, dots, hyphens")
     base = known("bases")["disk"].model_validate({"path": path.name}, context={"folder": path.parent})
     check = Entry(cast(Check, known("checks")["boot"]()), CheckOptions(), place)
     return Recipe(
         path=path, name=name, version="0", description="", arch="x86_64", variables={}, secrets={}, machine=Machine(),
-        base=cast(Base, base), base_place=place, steps=(), checks=(check,), outputs=(),
+        base=cast(Base, base), base_place=place, steps=(), checks=(check,), outputs=_outputs(outputs),
     )  # fmt: skip
+
+
+def name_for(path: Path) -> str:
+    """A recipe's name for an image: its file's, as far as that can name files."""
+    stem = path.name.partition(".")[0].lower()
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in stem).strip("-") or "image"
+
+
+def _outputs(entries: Sequence[str]) -> tuple[Entry[Output], ...]:
+    found = document.parse("".join(f"- {entry}\n" for entry in entries), Path("--to"))
+    loader = _Loader(found, Overrides(environment={}))
+    outputs = loader.entries({"outputs": found.value}, "outputs", Output, Common)
+    loader.unique_labels(outputs)
+    if found.complaints:
+        raise RecipeError(found.complaints)
+    return tuple(outputs)
 
 
 class _Loader:
@@ -101,10 +122,10 @@ class _Loader:
         machine = self._options(Machine, self._rendered(top.get("machine"), ("machine",)), ("machine",))
         login = self._login(top)
         base = self._base(top)
-        steps = self._entries(top, "steps", Step, StepOptions)
-        checks = self._entries(top, "checks", Check, CheckOptions)
-        outputs = self._entries(top, "outputs", Output, Common)
-        self._unique_labels(outputs)
+        steps = self.entries(top, "steps", Step, StepOptions)
+        checks = self.entries(top, "checks", Check, CheckOptions)
+        outputs = self.entries(top, "outputs", Output, Common)
+        self.unique_labels(outputs)
         if machine is None or base is None:
             return None
         return Recipe(
@@ -250,7 +271,7 @@ class _Loader:
         found = self._kind("bases", name, value, ("base", name))
         return None if found is None else (cast(Base, found), self._document.complaint(("base", name), "", key=True))
 
-    def _entries(
+    def entries(
         self, top: Mapping[str, object], key: str, kind: type[K], common: type[Common]
     ) -> list[Entry[K]]:
         entries: list[Entry[K]] = []
@@ -379,7 +400,7 @@ class _Loader:
                 message = str(problem["msg"]).removeprefix("Input ")
                 self._document.complain(here, message[:1].lower() + message[1:])
 
-    def _unique_labels(self, outputs: Sequence[Entry[Output]]) -> None:
+    def unique_labels(self, outputs: Sequence[Entry[Output]]) -> None:
         seen: set[str] = set()
         for entry in outputs:
             if entry.kind.label in seen:
