@@ -77,31 +77,40 @@ class ContainerImage(FilesOutput):
 
     def config(self, maker: Maker) -> dict[str, object]:
         """Return the container's own configuration (config.md, "config")."""
-        about = {"title": maker.name, "version": maker.version, "description": maker.description}
-        labels = {f"org.opencontainers.image.{key}": value for key, value in about.items() if value}
         found = {
             "Entrypoint": list(self.entrypoint),
             "Cmd": list(self.cmd) if self.cmd or self.entrypoint else ["/bin/sh"],
             "Env": [f"{key}={value}" for key, value in sorted({"PATH": _PATH, **self.env}.items())],
             "User": self.user,
             "ExposedPorts": {port: {} for port in sorted(self.ports)},
-            "Labels": {**labels, **self.labels},
+            "Labels": {**labels(maker), **self.labels},
             "WorkingDir": self.workdir,
         }
         return {key: value for key, value in found.items() if value}
 
     def image(self, maker: Maker, layers: Sequence[Layer]) -> bytes:
-        """Return the image's configuration: the container's, the layers and their history."""
-        created = datetime.fromtimestamp(maker.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        comment = maker.description or maker.name
-        return to_json({
-            "created": created,
-            **ARCHITECTURES[maker.arch],
-            "os": "linux",
-            "config": self.config(maker),
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer.diff_id}" for layer in layers]},
-            "history": [{"created": created, "created_by": layer.made_by, "comment": comment} for layer in layers],
-        })  # fmt: skip
+        """Return the image's configuration."""
+        return image_config(maker, layers, self.config(maker))
+
+
+def labels(maker: Maker) -> dict[str, str]:
+    """Return the labels that say what an image is (annotations.md)."""
+    about = {"title": maker.name, "version": maker.version, "description": maker.description}
+    return {f"org.opencontainers.image.{key}": value for key, value in about.items() if value}
+
+
+def image_config(maker: Maker, layers: Sequence[Layer], container: Mapping[str, object]) -> bytes:
+    """Return an image's configuration: the container's, the layers and their history."""
+    created = datetime.fromtimestamp(maker.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    comment = maker.description or maker.name
+    return to_json({
+        "created": created,
+        **ARCHITECTURES[maker.arch],
+        "os": "linux",
+        "config": container,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer.diff_id}" for layer in layers]},
+        "history": [{"created": created, "created_by": layer.made_by, "comment": comment} for layer in layers],
+    })  # fmt: skip
 
 
 def write_layer(path: Path, found: Iterator[Member], *, made_by: str, compress: bool = True) -> Layer:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from imagesmith.archive import Archive
 from imagesmith.host import Host
 from imagesmith.interfaces import Files, Layered, Log, Maker
 from imagesmith.outputs._common import MIB, finish, workspace
 from imagesmith.outputs._delta import Entry, changes, delta, noted, read_through, shared
-from imagesmith.outputs._image import ARCHITECTURES, ContainerImage, Layer, reference, to_json, write_layer
+from imagesmith.outputs._image import ContainerImage, Layer, reference, write_layer
+from imagesmith.outputs._layout import write_layout
 from imagesmith.outputs._rootfs import APPLICATION, members, no_whiteouts, packed
-
-_MEDIA = "application/vnd.oci.image."
 
 
 class Oci(ContainerImage, name="oci", version=1):
@@ -37,13 +34,7 @@ class Oci(ContainerImage, name="oci", version=1):
             layers = self._split(files, maker, work) if self.split else [self._whole(files, maker, work)]
             for layer in layers:
                 log(f"{name}: {layer.made_by}: {layer.plain // MIB} MiB, {layer.size // MIB} MiB compressed")
-            with (work / name).open("wb") as out, Archive(out, epoch=maker.epoch) as archive:
-                for folder in ("blobs", "blobs/sha256"):  # or skopeo makes them root's, and fails as another user
-                    archive.directory(folder)
-                for path, content in self._documents(maker, layers).items():
-                    archive.data(path, content)
-                for layer in layers:
-                    archive.file(f"blobs/sha256/{layer.blob}", layer.path)
+            write_layout(work / name, self.image(maker, layers), layers, maker, reference(maker))
             return finish(work, directory, [name])
 
     def _whole(self, files: Files, maker: Maker, work: Path) -> Layer:
@@ -70,45 +61,3 @@ class Oci(ContainerImage, name="oci", version=1):
                 layers.append(write_layer(work / "steps.tar.gz", found, made_by="imagesmith: steps"))
         whole.unlink()
         return layers
-
-    def _documents(self, maker: Maker, layers: Sequence[Layer]) -> dict[str, bytes]:
-        """Return the small files: the OCI layout, and Docker's manifest.json that points at the same blobs."""
-        config = self.image(maker, layers)
-        config_name = hashlib.sha256(config).hexdigest()
-        manifest = to_json({
-            "schemaVersion": 2,
-            "mediaType": f"{_MEDIA}manifest.v1+json",
-            "config": {"mediaType": f"{_MEDIA}config.v1+json", "digest": f"sha256:{config_name}", "size": len(config)},
-            "layers": [
-                {"mediaType": f"{_MEDIA}layer.v1.tar+gzip", "digest": f"sha256:{layer.blob}", "size": layer.size}
-                for layer in layers
-            ],
-        })  # fmt: skip
-        manifest_name = hashlib.sha256(manifest).hexdigest()
-        repository, tag = reference(maker)
-        index = {
-            "schemaVersion": 2,
-            "mediaType": f"{_MEDIA}index.v1+json",
-            "manifests": [{
-                "mediaType": f"{_MEDIA}manifest.v1+json",
-                "digest": f"sha256:{manifest_name}",
-                "size": len(manifest),
-                "platform": {**ARCHITECTURES[maker.arch], "os": "linux"},
-                "annotations": {
-                    "org.opencontainers.image.ref.name": tag,
-                    "io.containerd.image.name": f"docker.io/library/{repository}:{tag}",
-                },
-            }],
-        }  # fmt: skip
-        docker = [{
-            "Config": f"blobs/sha256/{config_name}",
-            "RepoTags": [f"{repository}:{tag}"],
-            "Layers": [f"blobs/sha256/{layer.blob}" for layer in layers],
-        }]  # fmt: skip
-        return {
-            "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
-            "index.json": to_json(index),
-            "manifest.json": to_json(docker),
-            f"blobs/sha256/{config_name}": config,
-            f"blobs/sha256/{manifest_name}": manifest,
-        }
