@@ -27,6 +27,7 @@ DISK_OUTPUTS: list[tuple[str, Mapping[str, object]]] = [
     ("vmdk", {}), ("vmdk", {"subformat": "monolithicSparse"}), ("vdi", {}), ("vhd", {}),
     ("vhd", {"subformat": "fixed"}), ("vhdx", {}), ("azure", {}), ("gce", {}), ("ec2", {"bucket": "images"}),
     ("ec2", {"bucket": "images", "format": "raw"}), ("libvirt", {}), ("bhyve", {}), ("quickemu", {}), ("xen", {}),
+    ("container-disk", {}),
     ("vagrant", {"provider": "vmware_desktop"}), ("vagrant", {"extra_disks": ["1G"]}),
 ]  # fmt: skip
 
@@ -120,7 +121,7 @@ def test_labels_tell_the_outputs_of_a_recipe_apart() -> None:
     assert {kind.label for kind in labels if isinstance(kind, DiskOutput)} == {
         "qcow2", "raw", "raw.zst", "raw.xz", "raw.gz", "vmdk", "sparse.vmdk", "vdi", "vhd", "fixed.vhd",
         "vhdx", "azure", "gce.tar.gz", "ec2.vmdk", "ec2.raw", "libvirt", "bhyve",
-        "quickemu", "xen", "ova", "ovf", "libvirt.box", "virtualbox.box",
+        "quickemu", "xen", "container-disk", "ova", "ovf", "libvirt.box", "virtualbox.box",
         "vmware_desktop.box",
     }  # fmt: skip
 
