@@ -17,7 +17,8 @@ import pytest
 from imagesmith.errors import BuildError, RecipeError
 from imagesmith.interfaces import Disk
 from imagesmith.outputs.vhdx import crc32c
-from tests.consumers import ask, image_info, same_disk
+from tests.conftest import Golden
+from tests.consumers import NO_KVM, ask, image_info, same_disk
 from tests.disk_headers import vdi_ids, vhd_footer, vhdx_ids
 from tests.test_outputs import MAKER, MIB, make_disk, write
 from tests.test_plan import plan
@@ -80,6 +81,20 @@ def test_libvhdi_reads_the_vhd_and_the_vhdx(
     assert re.search(rf"Format\s+: {format} ", said)
     assert re.search(rf"Disk type\s+: {type}$", said, re.M)
     assert re.search(rf"Media size\s+: .*\({size} bytes\)", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "format"), [
+    ("vmdk", {}, "vmdk"), ("vdi", {}, "vdi"), ("vhdx", {}, "vhdx"), ("azure", {}, "vpc")
+])  # fmt: skip
+def test_libguestfs_finds_the_system_in_it(
+    golden: Golden, tmp_path: Path, name: str, options: Mapping[str, object], format: str
+) -> None:
+    (image,) = write(name, options, Disk(golden.folder / "golden.qcow2", 3 << 30), tmp_path)
+    said = ask("virt-inspector", f"--format={format}", "-a", image, "--no-icon", env=NO_KVM, timeout=900)
+    assert "<distro>debian</distro>" in said
+    assert "<hostname>golden</hostname>" in said
+    assert "<name>nginx-light</name>" in said
 
 
 # -- what nobody checks --------------------------------------------------------------------------------------------
