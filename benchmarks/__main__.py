@@ -76,7 +76,7 @@ def _all(folder: Path, given: argparse.Namespace) -> int:
         print(f"[{time.monotonic() - start:5.0f} s, load {_load():.1f}] {text}", file=sys.stderr, flush=True)
 
     site = Site(folder, say, max(1, given.runs), given.install_seconds)
-    results, failed = list[Result](), False
+    results, failed, where = list[Result](), False, host(folder)
     for name, run in BENCHMARKS.items():
         if given.names and name not in given.names:
             continue
@@ -89,10 +89,10 @@ def _all(folder: Path, given: argparse.Namespace) -> int:
             continue
         results.append(Result(name, rows, site.plots, (before, _load()), time.monotonic() - begun))
         if given.write:
-            write(given.write, results[-1:], list(BENCHMARKS))
+            write(given.write, results[-1:], where, list(BENCHMARKS))
     rows = [row for result in results for row in result.rows]
     print(show(rows))
-    print(f"\n{host()}")
+    print(f"\n{where}")
     for result in results:
         print(f"{result.name}: load {result.load[0]:.1f} before, {result.load[1]:.1f} after, {result.seconds:.0f} s")
     return 1 if failed or any(row.reached is False for row in rows) else 0

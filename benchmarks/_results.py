@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,29 +57,25 @@ def merged(page: str, sections: Mapping[str, str], order: Sequence[str]) -> str:
     return "\n".join([_HEAD, *(found[name] for name in order if name in found)])
 
 
-def write(page: Path, results: Sequence[Result], order: Sequence[str]) -> None:
-    """Write sections and pictures (beside the page, in ``performance/``)."""
+def write(page: Path, results: Sequence[Result], where: str, order: Sequence[str]) -> None:
+    """Write sections and pictures (beside the page, in ``performance/``). ``where`` is what ``host`` says."""
     pictures = page.with_suffix("")
     for result in results:
         for name, plot in result.plots.items():
             pictures.mkdir(exist_ok=True)
             (pictures / f"{name}.svg").write_text(plot.svg())
-    where = f"{datetime.now(UTC):%Y-%m-%d}, {host()}."
-    new = {result.name: section(result, where, pictures.name) for result in results}
+    today = f"{datetime.now(UTC):%Y-%m-%d}, {where}."
+    new = {result.name: section(result, today, pictures.name) for result in results}
     page.write_text(merged(page.read_text() if page.exists() else "", new, order))
 
 
-def host() -> str:
-    """The machine, and the versions of what is measured."""
+def host(folder: Path) -> str:
+    """The machine, and the versions of what is measured. ``folder`` takes the verdict on KVM, which takes seconds."""
+    kvm = "KVM" if accelerator(Host(), folder, lambda line: None).name == "kvm" else "no working KVM"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GiB, {_accelerator()}"
+    machine = f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GiB, {kvm}"
     programs = [f"imagesmith {__version__}", f"Python {platform.python_version()}", *_versions()]
     return f"{machine}; {', '.join(programs)}"
-
-
-def _accelerator() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        return "KVM" if accelerator(Host(), Path(folder), lambda line: None).name == "kvm" else "no working KVM"
 
 
 def _versions() -> list[str]:

@@ -45,9 +45,9 @@ def test_a_run_replaces_its_own_section_and_leaves_the_others(tmp_path: Path) ->
         plot = Plot(figure, "x", "y", {"line": [(1, 2)]})
         return Result(name, [Row(figure, "1.00 s", target="< 2 s", reached=True)], {name: plot}, (0.5, 1.5), 9.6)
 
-    write(page, [result("three", "old")], order)
-    write(page, [result("one", "kept")], order)
-    write(page, [result("three", "new")], order)
+    write(page, [result("three", "old")], "two cores", order)
+    write(page, [result("one", "kept")], "two cores", order)
+    write(page, [result("three", "new")], "two cores", order)
     text = page.read_text()
     assert re.findall("^## (.*)$", text, re.M) == ["one", "three"]
     assert "kept" in text
