@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -35,8 +37,7 @@ def main() -> NoReturn:
     """Run the command."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        words = ["--refresh=moved" if word == "--refresh" else word for word in sys.argv[1:]]  # its value is optional
-        status = app(words, standalone_mode=False)
+        status = app(_words(sys.argv[1:]), standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except ImagesmithError as error:
         _say(error)
@@ -55,6 +56,18 @@ def main() -> NoReturn:
             print(f"imagesmith: {error.format_message()}", file=sys.stderr)
             sys.exit(int(error.exit_code))
         raise
+
+
+def _words(given: list[str]) -> list[str]:
+    """The command line, as click takes it: --refresh, whose age is optional, gets one where it has none.
+
+    Raises RecipeError where an age follows as a word of its own, which would be taken for a recipe.
+    """
+    own = given[: given.index("--")] if "--" in given else given
+    for word, after in itertools.pairwise(own):
+        if word == "--refresh" and re.fullmatch(r"(\d+(\.\d+)?[smhdw]?)+", after) and not Path(after).exists():
+            raise usage(f"--refresh {after}: write --refresh={after}; a word of its own is taken for a recipe")
+    return ["--refresh=moved" if word == "--refresh" else word for word in own] + given[len(own) :]
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -69,7 +69,7 @@ class Engine:
         for node in plan.nodes:
             if node.name not in again and (layer := use.find(node.key)) is not None:
                 outcome.layers[node.name] = layer
-                self._nodes.emit("node-cached", node)
+                self._nodes.cached(self._store, node, layer)
         self._nodes.ask_for_secrets([node for node in plan.nodes if node.name not in outcome.layers])
         leaves = [node for node in (*plan.checks, *plan.outputs) if node.name not in outcome.layers]
         wanted = {id(node.below) for node in leaves}

@@ -19,7 +19,7 @@ from imagesmith.interfaces import Enterable, Log, Maker, Terminal
 from imagesmith.kinds import secrets_in
 from imagesmith.plan import ONLINE, Node
 from imagesmith.recipe import Recipe
-from imagesmith.store import Layer, Slot, Use
+from imagesmith.store import Layer, Slot, Store, Use
 
 Enter = Callable[[Node, ImagesmithError, Callable[[Terminal], None]], None]
 """Lets the user into the guest of a node that failed: the node, what it failed of, and what opens the guest."""
@@ -89,7 +89,7 @@ class Nodes:
                         fresh=node.name in again) as slot:  # fmt: skip
             if slot.layer is not None:
                 outcome.layers[node.name] = slot.layer
-                self.emit("node-cached", node)
+                self.cached(use.store, node, slot.layer)
                 yield None
                 return
             start = time.monotonic()
@@ -120,14 +120,24 @@ class Nodes:
                               world=node.world)  # fmt: skip
             files = cast(list[dict[str, object]], work.facts.get("files", []))
             layer = slot.commit(work.facts, digests={f"files/{file['name']}": str(file["sha256"]) for file in files})
-            past = Past(node.key, node.name, node.options, node.world, node.below.key if node.below else "", seconds)
-            history.note(use.store.root, node.place, past)
+            self._remember(use.store, node, seconds)
             with self._lock:
                 outcome.layers[node.name] = layer
                 outcome.ran[node.name] = seconds
             self.emit("node-done", node, seconds=seconds)
             for file in files:
                 self.emit("artifact", node, data={**file, "format": work.facts["format"]})
+
+    def cached(self, store: Store, node: Node, layer: Layer) -> None:
+        """Tell that a node is there already."""
+        known = history.recall(store.root, node.place)
+        if known is None or known.key != node.key:  # another recipe made it, or an earlier state of this one
+            self._remember(store, node, float(str(layer.facts.get("seconds", 0))))
+        self.emit("node-cached", node)
+
+    def _remember(self, store: Store, node: Node, seconds: float) -> None:
+        below = node.below.key if node.below is not None else ""
+        history.note(store.root, node.place, Past(node.key, node.name, node.options, node.world, below, seconds))
 
     def _logger(self, node: Node, write: Callable[[str], object]) -> Log:
         def log(line: str) -> None:
