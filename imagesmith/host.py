@@ -52,6 +52,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "qemu-system-aarch64": ("qemu-system-arm", "qemu-system-aarch64", "qemu-system-aarch64"),
     "qemu-system-x86_64": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86"),
     "sfdisk": ("fdisk", "util-linux", "util-linux"),
+    "openssl": ("openssl", "openssl", "openssl"),
     "sftp": ("openssh-client", "openssh-clients", "openssh"),
     "ssh": ("openssh-client", "openssh-clients", "openssh"),
     "ssh-keygen": ("openssh-client", "openssh", "openssh"),

@@ -138,8 +138,8 @@ class Guest(Protocol):
 class Earlier:
     """An artifact that was written in the same way before (kinds.Output.sameness), from another disk or this one."""
 
-    file: Path
-    """Its main file."""
+    files: Sequence[Path]
+    """Its files, the main one first."""
     disk: Path | None = None
     """The qcow2 file that it was made of, where the store still has it."""
 
@@ -204,6 +204,9 @@ class Disk:
     raw contents of the flash memory."""
     earlier: Earlier | None = None
     """Something of which an output may use parts again, if that makes no difference to a byte of its files."""
+    drivers: Callable[[], frozenset[str] | None] = field(default=lambda: None, compare=False)
+    """Looks for the kernel modules (names with underscores, those built in, too) of its system's newest kernel; None
+    where they cannot be seen without an appliance."""
 
 
 class Files(Protocol):

@@ -168,7 +168,13 @@ class Bench:
         path = folder / "disk.qcow2"
         below = [file.parent for file in chain_of(path)]
         variables = {name: store for name in ("uefi", "uefi-secure") if (store := newest(below, store_name(name)))}
-        return Disk(path, read_header(path).virtual_size, boots_with(path, self._host), variables)
+
+        def drivers() -> frozenset[str] | None:
+            from imagesmith.look.image import drivers_of
+
+            return drivers_of(path, self._host)
+
+        return Disk(path, read_header(path).virtual_size, boots_with(path, self._host), variables, drivers=drivers)
 
     @contextmanager
     def files(self, node: Node, below: Sequence[Path], log: Log) -> Iterator[Layered]:

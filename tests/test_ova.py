@@ -13,8 +13,8 @@ import pytest
 from imagesmith.archive import Archive
 from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.interfaces import Disk
-from imagesmith.outputs._ovf import Appliance, Hardware, descriptor
-from tests.conftest import Golden
+from imagesmith.outputs._ovf import Appliance, descriptor
+from tests.conftest import Command, Golden
 from tests.consumers import ask, boot_ova, image_info, lint_ovf, same_disk, v2v_print_source
 from tests.test_outputs import MAKER, MIB, make_disk, write
 
@@ -41,11 +41,65 @@ def ova(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("generic", APPLIANCE),
         ("vmware-uefi", replace(APPLIANCE, hardware="vmware", uefi=True)),
+        ("virtualbox", replace(APPLIANCE, hardware="virtualbox")),
         ("bare", replace(APPLIANCE, version="", description="")),
     ],
 )
 def test_descriptor_is_the_golden_one(name: str, appliance: Appliance) -> None:
     assert descriptor(appliance) == (GOLDEN / f"{name}.ovf").read_text()
+
+
+def test_hardware_without_drivers_in_the_image_is_refused_with_the_way_out(golden: Golden, command: Command) -> None:
+    """Debian's cloud kernel has no AHCI and no e1000."""
+    image = next(golden.folder.glob("*.qcow2"))
+    said = command("convert", image, "--to", "ova: virtualbox", "--name", "vb", expect=1).err
+    assert "no driver for it (ahci, e1000)" in said
+    assert "take hardware generic or vmware" in said
+
+
+def test_drivers_that_are_there_are_not_asked_for_again(disk: Disk, tmp_path: Path) -> None:
+    able = replace(disk, drivers=lambda: frozenset({"ahci", "e1000"}))
+    (path,) = write("ova", {"hardware": "virtualbox"}, able, tmp_path)
+    assert re.search(r"0 \[sata\]", v2v_print_source(path))
+    with pytest.raises(BuildError, match="a PVSCSI disk and a VMXNET3 network adapter"):
+        write("ova", {"hardware": "vmware"}, able, tmp_path / "no")
+
+
+def key_and_certificate(folder: Path) -> tuple[str, Path]:
+    ask("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=Acme", "-days", "30",
+        "-keyout", folder / "key.pem", "-out", folder / "cert.pem")  # fmt: skip
+    return (folder / "key.pem").read_text(), folder / "cert.pem"
+
+
+def test_a_signed_appliance_is_vouched_for(disk: Disk, tmp_path: Path) -> None:
+    key, cert = key_and_certificate(tmp_path)
+    options = {"sign": {"certificate": str(cert), "key": key}}
+    (path,) = write("ova", options, disk, tmp_path / "out")
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+    assert names == ["web-golden.ovf", "web-golden.mf", "web-golden.cert", "web-golden-disk1.vmdk"]
+    v2v_print_source(path)
+    ask("tar", "-xf", path, "-C", tmp_path, *names[:3])
+    head, text = (tmp_path / "web-golden.cert").read_text().split("\n", 1)
+    found = re.fullmatch(r"SHA256\(web-golden\.mf\)= ([0-9a-f]+)", head)
+    assert found is not None
+    (tmp_path / "signature").write_bytes(bytes.fromhex(found[1]))
+    assert text == cert.read_text()
+    ask("openssl", "x509", "-in", cert, "-noout", "-pubkey", "-out", tmp_path / "public.pem")
+    assert "Verified OK" in ask("openssl", "dgst", "-sha256", "-verify", tmp_path / "public.pem", "-signature",
+                                tmp_path / "signature", tmp_path / "web-golden.mf")  # fmt: skip
+    (again,) = write("ova", options, disk, tmp_path / "again")
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_key_of_somebody_else_signs_nothing(disk: Disk, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    key, _ = key_and_certificate(tmp_path)
+    _, cert = key_and_certificate(tmp_path / "other")
+    for given, said in ((key, "does not belong to the certificate"), ("no key", "cannot be signed")):
+        with pytest.raises(BuildError, match=said) as caught:
+            write("ovf", {"sign": {"certificate": str(cert), "key": given}}, disk, tmp_path / "out")
+        assert "PRIVATE KEY" not in str(caught.value)
 
 
 def test_descriptor_leaves_out_what_xml_cannot_hold() -> None:
@@ -100,9 +154,6 @@ def test_an_arm_disk_has_no_appliance(disk: Disk, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="aarch64"):
         write("ova", {}, disk, tmp_path, replace(MAKER, arch="aarch64"))
 
-
-def test_hardware_is_one_of_two() -> None:
-    assert Hardware.__args__ == ("generic", "vmware")  # type: ignore[attr-defined]
 
 
 def rebuilt(ova: Path, folder: Path, change, manifest=lambda text: text, extra=(), drop=(), first=None) -> Path:  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from imagesmith.installer.media import look as look_at_iso
 from imagesmith.interfaces import Log
 from imagesmith.look.contained import SQUASHFS, opened
 from imagesmith.look.reader import Ext4Reader, Reader, TarReader
-from imagesmith.look.system import DRIVERS, INITS, System, look
+from imagesmith.look.system import DRIVERS, INITS, System, kernels, look
 
 Appliance = Callable[[Path], AbstractContextManager[Reader]]
 """Reads the root file system of a qcow2 by other means: where debugfs cannot."""
@@ -79,6 +79,17 @@ def examine(path: Path, host: Host, log: Log, *, appliance: Appliance | None = N
         told = format if not found.format else f"{found.format} ({format})"
         findings = Findings(path, told, size, inside=found.about)
         return _disk(found.disk, format, findings, work, host, log, appliance)
+
+
+def drivers_of(image: Path, host: Host) -> frozenset[str] | None:
+    """The kernel modules of the newest kernel on a qcow2 of ours; None where its root file system is no ext4."""
+    with exported(image, host, writable=False) as raw:
+        try:
+            root = root_of(find_partitions(raw, host))
+        except BuildError:
+            return None
+        found = kernels(Ext4Reader(raw, root.offset, host)) if root.fstype in _EXT else []
+    return found[0].modules if found else None
 
 
 def _roomy(path: Path) -> Path:

@@ -19,7 +19,7 @@ from imagesmith.outputs._common import MIB, sha256
 from imagesmith.outputs._text import xml_text
 from imagesmith.outputs._vmdk import write_vmdk
 
-Hardware = Literal["generic", "vmware"]
+Hardware = Literal["generic", "virtualbox", "vmware"]
 _NETWORK = "NAT"  # VirtualBox attaches an adapter by this name: Null, NAT, Bridged, Internal or HostOnly
 _LINUX_64 = 101  # CIM_OperatingSystem.OSType
 _FORMAT = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
@@ -35,18 +35,25 @@ class _Devices:
     network: str
     adapter: str
     """The VMDK descriptor's word for the controller."""
+    drivers: Mapping[str, str]
+    """Kernel modules that the guest must have, and what for."""
 
 
 _DEVICES: dict[Hardware, _Devices] = {
     # PIIX4 IDE and virtio: what Debian's cloud kernel has drivers for (it has no AHCI, LSI Logic or e1000).
     "generic": _Devices(
         "virtualbox-2.2", {"ResourceType": 5, "ResourceSubType": "PIIX4", "ElementName": "IDE controller"},
-        "VirtioNet", "ide",
+        "VirtioNet", "ide", {"ata_piix": "an IDE disk", "virtio_net": "a virtio network adapter"},
+    ),
+    # what VirtualBox itself gives a new machine with 64-bit Linux
+    "virtualbox": _Devices(
+        "virtualbox-2.2", {"ResourceType": 20, "ResourceSubType": "AHCI", "ElementName": "SATA controller"},
+        "E1000", "ide", {"ahci": "a SATA disk", "e1000": "an Intel network adapter"},
     ),
     # vmx-13 (ESXi 6.5) is the oldest that current vSphere still creates.
     "vmware": _Devices(
         "vmx-13", {"ResourceType": 6, "ResourceSubType": "VirtualSCSI", "ElementName": "SCSI controller"},
-        "VmxNet3", "lsilogic",
+        "VmxNet3", "lsilogic", {"vmw_pvscsi": "a PVSCSI disk", "vmxnet3": "a VMXNET3 network adapter"},
     ),
 }  # fmt: skip
 
@@ -79,8 +86,9 @@ def write_package(
     if maker.arch != "x86_64":
         raise BuildError(f"an OVF appliance's hardware is a PC's; there is none for {maker.arch}",
                          hint="take the output qcow2 or raw")  # fmt: skip
+    _check_drivers(disk, hardware, log)
     uefi = "bios" not in disk.firmware
-    if uefi and hardware == "generic":
+    if uefi and hardware != "vmware":
         log("the disk boots with UEFI only: turn EFI on in the imported machine, VirtualBox takes no hint of it")
     target = work / disk_name
     write_vmdk(disk, target, maker.seed, host, log, adapter=_DEVICES[hardware].adapter)
@@ -90,6 +98,23 @@ def write_package(
     )  # fmt: skip
     (work / descriptor_name).write_text(descriptor(appliance), encoding="utf-8")
     return {name: sha256(work / name) for name in (descriptor_name, disk_name)}
+
+
+def _check_drivers(disk: Disk, hardware: Hardware, log: Log) -> None:
+    """Refuse hardware that the guest's kernel has no drivers for, as far as these can be seen."""
+    found = disk.drivers()
+    if found is None:
+        log("whether the guest's kernel has drivers for this hardware could not be seen")
+        return
+    missing = {name: what for name, what in _DEVICES[hardware].drivers.items() if name not in found}
+    if missing:
+        fitting = [name for name, devices in _DEVICES.items() if not set(devices.drivers) - found]
+        raise BuildError(
+            f"hardware {hardware} means {' and '.join(missing.values())}, and the image's kernel has no driver for it"
+            f" ({', '.join(missing)})",
+            hint=(f"take hardware {' or '.join(fitting)}, or " if fitting else "") +
+                 "install a kernel with all drivers (Debian: linux-image-amd64 in place of linux-image-cloud-amd64)",
+        )  # fmt: skip
 
 
 def manifest(digests: Mapping[str, str]) -> str:

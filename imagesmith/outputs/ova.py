@@ -14,18 +14,22 @@ from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
 from imagesmith.outputs._ovf import Hardware, manifest, write_package
+from imagesmith.outputs._sign import Signing, certificate
 
 _USTAR_LIMIT = 8 << 30
 """Bytes: a ustar header has eleven octal digits for a member's size (POSIX.1-2017, pax)."""
 
 
-class Ova(DiskOutput, name="ova", version=1, shorthand="hardware"):
+class Ova(DiskOutput, name="ova", version=2, shorthand="hardware"):
     """An appliance in one file: OVF descriptor, manifest and a streamOptimized VMDK, for VirtualBox, VMware, oVirt.
 
-    ``generic`` hardware is an IDE disk and a virtio network adapter; ``vmware`` is PVSCSI and VMXNET3.
+    ``generic`` hardware is an IDE disk and a virtio network adapter, ``virtualbox`` SATA and Intel e1000, ``vmware``
+    PVSCSI and VMXNET3. Hardware that the image's kernel has no drivers for is refused. ``sign`` adds a certificate and
+    the manifest's signature.
     """
 
     hardware: Hardware = Field("generic", description="The virtual hardware that the descriptor asks for")
+    sign: Signing | None = Field(None, description="Who vouches for it")
 
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the package's files and put them into a ustar, the descriptor first (DSP0243, section 5.3)."""
@@ -41,6 +45,9 @@ class Ova(DiskOutput, name="ova", version=1, shorthand="hardware"):
                                  hint="take the output ovf: the same files, side by side")  # fmt: skip
             with (work / name).open("wb") as out, Archive(out, epoch=maker.epoch, ustar=True) as archive:
                 archive.file(descriptor, work / descriptor)
-                archive.data(f"{maker.name}.mf", manifest(digests).encode())
+                listed = manifest(digests).encode()
+                archive.data(f"{maker.name}.mf", listed)
+                if self.sign is not None:
+                    archive.data(f"{maker.name}.cert", certificate(self.sign, f"{maker.name}.mf", listed, host))
                 archive.file(image, work / image)
             return finish(work, directory, [name])
