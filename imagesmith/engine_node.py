@@ -136,8 +136,9 @@ class Nodes:
         self.emit("node-cached", node)
 
     def _remember(self, store: Store, node: Node, seconds: float) -> None:
-        below = node.below.key if node.below is not None else ""
-        history.note(store.root, node.place, Past(node.key, node.name, node.options, node.world, below, seconds))
+        below, under = (node.below.key, node.below.name) if node.below is not None else ("", "")
+        past = Past(node.key, node.name, node.options, node.world, below, under, seconds)
+        history.note(store.root, node.place, past)
 
     def _logger(self, node: Node, write: Callable[[str], object]) -> Log:
         def log(line: str) -> None:

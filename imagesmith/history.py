@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ class Past:
     """See plan.Node."""
     below: str = ""
     """The key below."""
+    under: str = ""
+    """What the node below was called."""
     seconds: float = 0.0
 
 
@@ -53,6 +55,15 @@ def recall(store: Path, place: str) -> Past | None:
         return Past(**{name: found[name] for name in Past.__dataclass_fields__}) if found["place"] == place else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def everything(store: Path) -> Iterator[tuple[str, Past]]:
+    """Every place that is remembered, and what was last made there."""
+    for path in sorted((store / "history").glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            place = str(json.loads(path.read_text("utf-8"))["place"])
+            if (past := recall(store, place)) is not None:
+                yield place, past
 
 
 def _file(store: Path, place: str) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from imagesmith.history import Past, recall
+from imagesmith.history import Past, everything
 from imagesmith.kinds import Kind, RenderedFile
 from imagesmith.options import Options
 from imagesmith.plan import Node, Plan
@@ -18,6 +18,7 @@ from imagesmith.store import Layer, Store
 _SHORT = 40
 """A value of so many characters is shown; a longer one is not."""
 _DIGEST = re.compile(r"(?:(sha\d+):)?([0-9a-f]{64,128})")
+_UNITS = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
 _SECRET = re.compile("\ue000([^\ue000\ue001]*)\ue001")
 _TEXT = get_args(RenderedFile)[1]
 """Marks an option whose value is a rendered template."""
@@ -78,24 +79,35 @@ class _Past:
     """What was made in the places of a plan."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
-        self._store = store
-        self._wanted = {(node.kind and type(node.kind).name, _canonical(node.options)): node for node in plan.nodes}
-        self._layers: dict[str, Past] = {}  # those that were made before there was a history
+        self._wanted = {_what(node.place, node.options) for node in plan.nodes}
+        self._places: dict[str, Past] = {}
         for layer in sorted(store.layers(), key=lambda layer: layer.made):
             facts = layer.facts
             if facts.get("options") is not None:
-                self._layers[str(facts.get("place"))] = Past(
+                self._places[str(facts.get("place"))] = Past(
                     key=layer.key, name=layer.name, options=cast(Mapping[str, object], facts["options"]),
                     world=cast(Mapping[str, object], facts.get("world", {})), seconds=_seconds(facts),
                 )  # fmt: skip
+        self._places |= dict(everything(store.root))  # beyond what the store still holds
+        self._whats = {_what(place, past.options): past for place, past in self._places.items()}
 
     def of(self, node: Node) -> Past | None:
-        """What was last made in a node's place; None where that is now another step's, or nothing was."""
-        last = recall(self._store.root, node.place) or self._layers.get(node.place)
-        if last is None or _canonical(last.options) == _canonical(node.options):
+        """What was last made in a node's place, or of the same options in another; None where nothing was.
+
+        Steps move when others come or go before them: what is another step's now was not made in this one's place.
+        """
+        last = self._places.get(node.place)
+        if last is not None and _canonical(last.options) == _canonical(node.options):
             return last
-        other = self._wanted.get((node.kind and type(node.kind).name, _canonical(last.options)))
-        return None if other is not None and other.verb == node.verb == "step" else last
+        if node.verb == "step" and (moved := self._whats.get(_what(node.place, node.options))) is not None:
+            return moved
+        theirs = last is not None and node.verb == "step" and _what(node.place, last.options) in self._wanted
+        return None if theirs else last
+
+
+def _what(place: str, options: object) -> tuple[str, str]:
+    """A step whatever its number is."""
+    return re.sub(r" step \d+ ", " step ", place), _canonical(options)
 
 
 def _why(node: Node, last: Past | None) -> list[str]:
@@ -106,6 +118,8 @@ def _why(node: Node, last: Past | None) -> list[str]:
     found = [*_changes(node.kind, last.options, node.options, base=node.verb == "base"), *_worlds(node, last)]
     if found:
         return found
+    if last.under and node.below is not None and last.under != node.below.name:
+        return [f"it follows '{node.below.name}' now, and followed '{last.under}'"]
     if last.below and node.below is not None and last.below != node.below.key:
         return [f"'{node.below.name}' is another than when it was last built"]
     return ["what it stands on changed"]
@@ -124,7 +138,7 @@ def _worlds(node: Node, last: Past) -> Iterator[str]:
         elif name == "mode":
             yield f"it runs {new} now, and ran {old}"
         else:
-            yield f"{name} changed: {_shown(old)} -> {_shown(new)}"
+            yield f"{name} changed: {_shown(old, name)} -> {_shown(new, name)}"
 
 
 def _changes(kind: object, was: Mapping[str, object], now: Mapping[str, object], *, base: bool = False,
@@ -151,8 +165,8 @@ def _change(kind: object, name: str, old: object, new: object, *, base: bool, wi
         yield from _changes(_value(kind, name), cast(Mapping[str, object], options), cast(Mapping[str, object], more),
                             within=f"{within}{name}.")  # fmt: skip
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = _added([*old], [*new]) + [str(each) for each in new if each in old and old[each] != new[each]]
-        yield f"{label} changed: {' '.join(names)}"
+        others = [f"the value of {each}" for each in new if each in old and old[each] != new[each]]
+        yield f"{label} changed: {', '.join([*filter(None, [' '.join(_added([*old], [*new]))]), *others])}"
     elif isinstance(old, list) and isinstance(new, list):
         words = _added([_label(item) for item in old], [_label(item) for item in new])
         if not words and len(old) == len(new) and sorted(map(_canonical, old)) != sorted(map(_canonical, new)):
@@ -162,7 +176,7 @@ def _change(kind: object, name: str, old: object, new: object, *, base: bool, wi
         what = "the answer file's text" if name == "text" else f"the text that option {within}{name} renders to"
         yield f"{what} changed{_from_line(old, new)}"
     elif _short(old) and _short(new):
-        yield f"{label} changed: {_shown(old)} -> {_shown(new)}"
+        yield f"{label} changed: {_shown(old, name)} -> {_shown(new, name)}"
     else:
         yield f"{label} changed{_from_line(str(old), str(new))}"
 
@@ -224,7 +238,10 @@ def _nested(value: object) -> bool:
 
 
 def _added(old: Sequence[object], new: Sequence[object]) -> list[str]:
-    return [f"+{item}" for item in new if item not in old] + [f"-{item}" for item in old if item not in new]
+    def word(item: object) -> str:
+        return f"'{item}'" if str(item).startswith("-") else str(item)
+
+    return [f"+{word(item)}" for item in new if item not in old] + [f"-{word(item)}" for item in old if item not in new]
 
 
 def _label(item: object) -> str:
@@ -247,15 +264,21 @@ def _short(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
-def _shown(value: object) -> str:
-    if value is None:
+def _shown(value: object, name: str = "") -> str:
+    """A value as a recipe would have it. ``name`` is the option's."""
+    if value is None or (value == 0 and name == "machine.disk"):
         return "(not given)"
+    if isinstance(value, int) and not isinstance(value, bool) and name == "mode":
+        return f"{value:04o}"
+    if isinstance(value, int) and name in ("machine.disk", "machine.memory", "size"):
+        return next((f"{value >> bits}{unit}" for bits, unit in _UNITS if not value % (1 << bits)), str(value))
     if not isinstance(value, str):
         return json.dumps(value)
     found = _DIGEST.fullmatch(value)
     if found:
         return f"{found[1] + ':' if found[1] else ''}{found[2][:12]}…"
-    return _SECRET.sub(r"{{ \1 }}", value) or "''"
+    text = _SECRET.sub(r"{{ \1 }}", value).partition("\n")[0] or "''"
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
 def _seconds(facts: Mapping[str, object]) -> float:
