@@ -43,7 +43,7 @@ def run(site: Site) -> list[Row]:
     artifact = site.folder / "earlier.qcow2"
     _write(first, artifact)
     disk = Disk(second, 0)
-    changed = replace(disk, earlier=Earlier(artifact, first))
+    changed = replace(disk, earlier=Earlier([artifact], first))
     whole, again, peer = list[float](), list[float](), list[float]()
     for _ in range(site.most):
         whole.append(_timed(lambda: _write(disk, target)))
