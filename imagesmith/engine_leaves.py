@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, cast
 
 from imagesmith.engine_node import Nodes, Outcome, Work, maker_of
 from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, TimedOut
@@ -131,7 +131,8 @@ class Leaves:
             return None
         disk = layers.get(str(best.facts["disk"]))
         there = disk is not None and use.keep(disk)
-        return Earlier(best.folder / "files" / str(best.facts["main"]),
+        made = cast(list[dict[str, str]], best.facts["files"])
+        return Earlier([best.folder / "files" / file["name"] for file in made],
                        self._bench.disk(disk.folder).path if disk is not None and there else None)  # fmt: skip
 
     def _check(self, node: Node, below: Layer, work: Work) -> list[dict[str, object]]:

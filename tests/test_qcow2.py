@@ -92,14 +92,14 @@ def test_whatever_was_used_again_it_is_the_same_file(
         sound(earlier, old)
         sound(whole, new)
         for number, disk in enumerate((old, None)):  # by the layers, or by looking at the bytes
-            again = qcow2(new, folder / f"again{number}", Earlier(earlier, disk), compression=compression)
+            again = qcow2(new, folder / f"again{number}", Earlier([earlier], disk), compression=compression)
             assert again.read_bytes() == whole.read_bytes()
         delta = {"compression": compression, "delta": {"image": str(earlier), "name": "base.qcow2"}}
         on_base = qcow2(new, folder / "2", **delta)
         (folder / "2/base.qcow2").symlink_to(earlier)
         sound(on_base, new)
         other = layer(folder / "other.qcow2", below[:3], samples, new)
-        again = qcow2(other, folder / "3", Earlier(on_base, new), **delta)
+        again = qcow2(other, folder / "3", Earlier([on_base], new), **delta)
         assert again.read_bytes() == qcow2(other, folder / "4", **delta).read_bytes()
 
 
@@ -134,7 +134,7 @@ def test_a_disk_that_is_compressed_itself_is_read(disk: Path, samples: Path, tmp
     for source in (squeezed, top):
         image = qcow2(source, tmp_path / source.stem)
         sound(image, source)
-        again = qcow2(top, tmp_path / f"again-{source.stem}", Earlier(image, source))
+        again = qcow2(top, tmp_path / f"again-{source.stem}", Earlier([image], source))
         sound(again, top)
     assert (tmp_path / "squeezed/web-golden.qcow2").read_bytes() == qcow2(disk, tmp_path / "plain").read_bytes()
 
@@ -152,7 +152,7 @@ def test_an_earlier_image_that_is_no_good_changes_nothing(disk: Path, tmp_path: 
         bad.write_bytes(b"?" * 4096)
     else:
         its_disk = tmp_path / "nowhere.qcow2"
-    again = qcow2(disk, tmp_path / "again", Earlier(bad, its_disk))
+    again = qcow2(disk, tmp_path / "again", Earlier([bad], its_disk))
     assert again.read_bytes() == whole.read_bytes()
 
 
@@ -165,7 +165,7 @@ def test_a_vagrant_box_and_an_image_share_what_they_hold(disk: Path, tmp_path: P
     from tests.test_outputs import MAKER
 
     (tmp_path / "again").mkdir()
-    found = Disk(disk, SIZE, earlier=Earlier(box, disk))
+    found = Disk(disk, SIZE, earlier=Earlier([box], disk))
     [again] = kind.write(found, MAKER, tmp_path / "again", Host(), lines.append)
     assert again.read_bytes() == image.read_bytes()
     assert any("clusters are those of an earlier one" in line for line in lines)

@@ -69,9 +69,10 @@ class _EarlierImage:
     """An image that was written before, and where its disk had its clusters. Raises OSError, BuildError."""
 
     def __init__(self, found: Earlier, host: Host, stack: ExitStack) -> None:
-        fd = os.open(found.file, os.O_RDONLY | os.O_CLOEXEC)
+        path, at = _image_in(found.files)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
-        self.image = Image(fd, str(found.file), _where(fd, found.file))
+        self.image = Image(fd, str(path), at)
         self.stored, self.zeroed = self.image.stored(), self.image.zeroed()
         self.places = {} if found.disk is None else Source(found.disk, host, stack).places
 
@@ -84,15 +85,21 @@ class _EarlierImage:
         return stored if own == data else None
 
 
-def _where(fd: int, path: Path) -> int:
-    """Where the image begins in a file: in a tar (a Vagrant box) it is a member."""
-    if os.pread(fd, len(MAGIC), 0) == MAGIC:
-        return 0
-    found: list[int] = []
-    with suppress(tarfile.TarError), tarfile.open(path, "r:") as archive:
-        found = [member.offset_data for member in archive if os.pread(fd, len(MAGIC), member.offset_data) == MAGIC]
+def _image_in(files: Sequence[Path]) -> tuple[Path, int]:
+    """The only image among an artifact's files, and where it begins: in a tar (a Vagrant box) it is a member."""
+    found: list[tuple[Path, int]] = []
+    for path in files:
+        with path.open("rb") as stream, suppress(tarfile.TarError):
+            if stream.read(len(MAGIC)) == MAGIC:
+                found.append((path, 0))
+                continue
+            stream.seek(0)
+            for member in tarfile.open(fileobj=stream, mode="r:"):
+                stream.seek(member.offset_data)
+                if stream.read(len(MAGIC)) == MAGIC:
+                    found.append((path, member.offset_data))
     if len(found) != 1:
-        raise BuildError(f"there is no qcow2 image in {path}, or more than one")
+        raise BuildError(f"{len(found)} qcow2 images in {', '.join(map(str, files))}")
     return found[0]
 
 

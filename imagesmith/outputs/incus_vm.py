@@ -9,7 +9,7 @@ from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
-from imagesmith.outputs._common import finish, workspace, write_qcow2
+from imagesmith.outputs._common import finish, qcow2_sameness, workspace, write_qcow2
 from imagesmith.outputs._incus import metadata
 from imagesmith.outputs._rootfs import write_small_tar
 
@@ -21,6 +21,11 @@ class IncusVm(DiskOutput, name="incus-vm", version=1):
     `-c security.secureboot=false` where the disk has no signed boot loader. They boot with UEFI alone. `incus exec`
     works where the image has Incus' agent; `incus console` in any case.
     """
+
+    @property
+    def sameness(self) -> str:
+        """See Output."""
+        return qcow2_sameness("zlib")
 
     def fit(self, arch: str, firmware: Sequence[str]) -> None:
         """Refuse a disk that boots with BIOS alone."""
