@@ -235,7 +235,7 @@ variables: {word: one}
 steps:
   - shell: "echo {{ word }} > /srv/word"
   - cleanup: false
-outputs: [qcow2, {vagrant: {provider: libvirt}}]
+outputs: [qcow2, {vagrant: {provider: libvirt}}, {qcow2: {delta: {image: ground.qcow2}}}]
 """
 
 
@@ -248,7 +248,8 @@ def test_a_build_uses_what_it_can_of_an_earlier_one(small_disk: Path, tmp_path: 
 
     def build(*words: str) -> str:
         command("build", recipe, *words)
-        return "".join(path.read_text() for path in (tmp_path / "output/small/logs").glob("*output*.log"))
+        logs = tmp_path / "output/small/logs"
+        return "".join(next(logs.glob(f"*-{name}.log")).read_text() for name in ("output-qcow2", "output-libvirt-box"))
 
     assert build().count("clusters are those of an earlier one") == 1  # of the other output, from the same disk
     assert build("--var", "word=two").count("clusters are those of an earlier one") == 2
@@ -257,3 +258,5 @@ def test_a_build_uses_what_it_can_of_an_earlier_one(small_disk: Path, tmp_path: 
     assert (tmp_path / "output/small/small.qcow2").read_bytes() == whole.read_bytes()
     assert whole.read_bytes() in (tmp_path / "output/small/small.libvirt.box").read_bytes()
     assert "sound" in command("cache", "verify").out
+    shutil.copy(tmp_path / "ground.qcow2", tmp_path / "output/small")
+    sound(tmp_path / "output/small/small.delta.qcow2", top / "disk.qcow2")
