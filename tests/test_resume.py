@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, Golden
+from tests.terminals import Terminal
 
 RECIPE = """
 name: resumed
@@ -58,6 +59,33 @@ def test_a_changed_last_step_goes_on_from_the_running_guest(online: Online) -> N
     assert "| second" in told
     assert all(state.stat().st_mode & 0o777 == 0o600 for state in online.states)
     assert online.command("cache", "verify").out.strip() == "sound"
+
+
+def test_a_guest_is_entered_as_it_was_after_a_step(online: Online) -> None:
+    before = sorted((online.command.store / "layers").iterdir())
+    script = "ls /root; touch /root/mine; exit 7"
+    ran = online.command("shell", online.recipe, "--after", "2", "--", "sh", "-c", script, expect=7)
+    assert "going on from the checkpoint" in ran.err
+    assert ran.out.split() == ["one"]
+    assert sorted((online.command.store / "layers").iterdir()) == before
+
+
+def test_a_failed_step_opens_the_running_guest(online: Online) -> None:
+    online.recipe.write_text(RECIPE.replace("LAST", "echo half > /root/half; false"))
+    user = Terminal(online.command.argv("build", online.recipe, "--on-error", "shell"), online.command.environment())
+    user.expect("a shell in the running guest, over SSH")
+    user.expect("# ")
+    user.type("cat /root/half; stty size; tty\n")
+    assert "half\r\n30 100" in user.expect("/dev/pts/0")
+    user.resize(40, 120)
+    user.type("sleep 1000\n")
+    user.expect("sleep 1000")
+    user.type("\x03")
+    user.expect("# ")
+    user.type("stty size\n")
+    user.expect("40 120")
+    user.type("exit 3\n")
+    assert user.end() == 1
 
 
 def test_a_state_that_does_not_fit_is_no_condition(online: Online) -> None:

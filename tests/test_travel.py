@@ -1,0 +1,236 @@
+"""Into a guest as a failing step left it, and as it was after any step; everything there is thrown away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command, Golden
+from tests.terminals import Terminal
+
+TREE = """
+name: travel
+base: {bootstrap: {distribution: debian, suite: bookworm, packages: [openssh-server, sudo]}}
+steps:
+  - name: begin
+    shell: echo one > /root/one
+  - packages: {remove: [nano]}
+  - name: break
+    shell: |
+      echo half > /root/half
+      LAST
+  - cleanup: false
+outputs: [oci]
+"""
+DISK = """
+name: travel-disk
+base: {disk: {path: golden.qcow2, trusted: true}}
+steps:
+  - shell: echo half > /root/half; false
+  - cleanup: false
+outputs: [raw]
+"""
+
+
+def contents(store: Path) -> set[str]:
+    return {path.name for folder in ("layers", "leases", "locks") for path in (store / folder).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def recipe(golden: Golden, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose third step fails; what comes before it is in the store that the tests share."""
+    path = tmp_path_factory.mktemp("travel") / "travel.yaml"
+    path.write_text(TREE.replace("LAST", "false"))
+    command("build", path, expect=1)
+    return path
+
+
+def at_terminal(command: Command, *args: str | Path) -> Terminal:
+    return Terminal(command.argv(*args), command.environment())
+
+
+# -- where a step fails ------------------------------------------------------------------------------------------
+
+
+def test_a_failed_step_opens_the_tree_as_it_left_it(recipe: Path, command: Command) -> None:
+    before = contents(command.store)
+    user = at_terminal(command, "build", recipe, "--on-error", "shell")
+    user.expect("the commands failed (exit status 1)")
+    user.expect("# ")
+    user.type("cat /root/half /root/one; stty size; touch /root/mine; tty\n")
+    assert "half\r\none\r\n30 100" in user.expect("/dev/pts/0")
+    user.resize(40, 120)
+    user.type("sleep 1000\n")
+    user.expect("sleep 1000")
+    user.type("\x03")
+    user.expect("# ")
+    user.type("stty size\n")
+    user.expect("40 120")
+    user.expect("# ")
+    user.type("exit 5\n")
+    assert user.end() == 1
+    assert "travel.yaml:9:5: 3 break: the commands failed" in user.seen
+    assert contents(command.store) == before  # neither the step's layer nor what was changed in the shell
+
+
+def test_what_hangs_can_be_looked_at(recipe: Path, command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "travel.yaml"
+    path.write_text(TREE.replace("LAST", "sleep 1234").replace("name: break", "name: break\n    timeout: 2s"))
+    user = at_terminal(command, "build", path, "--on-error", "shell")
+    user.expect("the step did not end within its time")
+    user.expect("# ")
+    user.type("cat /proc/*/cmdline | tr '\\0' ' '; echo\n")
+    user.expect("sleep 1234")
+    user.type("exit\n")
+    assert user.end() == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts disks")
+def test_a_failed_step_opens_the_mounted_disk_as_it_left_it(golden: Golden, command: Command, tmp_path: Path) -> None:
+    shutil.copy(golden.folder / "golden.qcow2", tmp_path / "golden.qcow2")
+    (tmp_path / "disk.yaml").write_text(DISK)
+    user = at_terminal(Command(tmp_path / "store", tmp_path), "build", tmp_path / "disk.yaml", "--on-error", "shell")
+    user.expect("# ")
+    user.type("cat /root/half /etc/mark\n")
+    user.expect("half\r\nhello")
+    user.type("exit\n")
+    assert user.end() == 1
+
+
+def test_a_shell_needs_a_terminal(recipe: Path, command: Command) -> None:
+    assert "stdin is no terminal" in command("build", recipe, "--on-error", "shell", expect=2).err
+    assert "stdin is no terminal" in command("shell", recipe, expect=2).err
+    assert "did you mean 'shell'?" in command("build", recipe, "--on-error", "shel", expect=2).err
+
+
+def test_the_log_of_a_step_can_be_followed(recipe: Path, command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "travel.yaml"
+    path.write_text(TREE.replace("LAST", "echo told; sleep 1000"))
+    build = command.start("build", path, "--verbose")
+    assert build.stderr is not None
+    while "| told" not in build.stderr.readline():
+        pass
+    (part,) = (command.store / "layers").glob("*.part")
+    assert (part / "log").read_text() == "told\n"
+    build.terminate()
+    assert build.wait() == 130
+
+
+# -- as it was after a step --------------------------------------------------------------------------------------
+
+
+def test_a_command_runs_in_the_tree_after_a_step(recipe: Path, command: Command) -> None:
+    before = contents(command.store)
+    ran = command("shell", recipe, "--", "sh", "-c", "ls /root /bin/nano; touch /root/mine; exit 7", expect=7)
+    assert "one\n" in ran.out
+    assert "cannot access '/bin/nano'" in ran.out
+    assert "travel after '2 packages" in ran.err
+    assert "thrown away" in ran.err
+    for after in ("1", "begin", "1 begin"):
+        ran = command("shell", recipe, "--after", after, "--", "ls", "/root", "/bin/nano")
+        assert "/bin/nano\n" in ran.out
+        assert "one\n" in ran.out
+        assert "mine" not in ran.out
+    assert "one" not in command("shell", recipe, "--after", "base", "--", "ls", "/root").out
+    assert command("shell", recipe, "--", "sh", "-c", "kill -9 $$", expect=137).out == ""
+    assert contents(command.store) == before
+
+
+def test_a_step_that_is_not_there_is_said(recipe: Path, command: Command) -> None:
+    said = command("shell", recipe, "--after", "break", "--", "true", expect=2).err
+    assert "'3 break' is not built as the recipe stands now; the last that is there is '2 packages" in said
+    assert "did you mean 'begin'?" in command("shell", recipe, "--after", "begn", "--", "true", expect=2).err
+    assert "did you mean 'begin'?" in command("build", recipe, "--from", "begn", expect=2).err
+    assert "the recipe has 3 steps" in command("build", recipe, "--from", "4", expect=2).err
+    assert "there are 'base bootstrap debian bookworm', '1 begin'" in (
+        command("build", recipe, "--from", "quux", expect=2).err)  # fmt: skip
+
+
+def test_steps_run_again_from_a_number_or_a_name(recipe: Path, command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "travel.yaml"
+    path.write_text(TREE.replace("LAST", "true").replace("name: travel", "name: again"))
+    for word, first in (("2", 2), ("break", 3), ("3 break", 3)):
+        ran = command("build", path, "--from", word, "--log-format", "json", "--only", "oci")
+        events = [json.loads(line) for line in ran.err.splitlines()]
+        done = [event["node"] for event in events if event["event"] == "node-done"]
+        assert [int(node[0]) for node in done if node[0].isdigit()] == list(range(first, 4))
+
+
+def test_plan_is_there_for_machines(recipe: Path, command: Command) -> None:
+    found = json.loads(command("plan", recipe, "--json").out)
+    nodes = {node["name"].partition(" ")[2]: node for node in found["nodes"]}
+    assert (nodes["begin"]["state"], nodes["begin"]["driver"]) == ("there", "native")
+    assert nodes["begin"]["age"] >= 0
+    assert nodes["break"]["reasons"] == ["never built"]
+    assert nodes["oci"]["reasons"] == ["'3 break' runs"]
+    assert found["recipe"] == "travel"
+
+
+@pytest.mark.parametrize("words", [["--refresh", "7d"], ["{recipe}", "--refresh", "12h"]])
+def test_an_age_without_its_equals_sign_is_said(recipe: Path, command: Command, words: list[str]) -> None:
+    said = command("build", *[word.format(recipe=recipe) for word in words], expect=2).err
+    assert f"write --refresh={words[-1]}" in said
+
+
+# -- booted copies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_disk_is_booted_and_entered_without_network_or_login(golden: Golden, command: Command) -> None:
+    user = at_terminal(command, "shell", golden.recipe)
+    user.expect("golden after 'assemble the disk': a copy of its disk, booted")
+    user.expect("# ")
+    user.type("cat /etc/mark; stty size; tty\n")
+    assert "hello\r\n30 100" in user.expect("/dev/hvc0")
+    user.type("sleep 1000\n")
+    user.expect("sleep 1000")
+    user.type("\x03")
+    user.expect("# ")
+    user.type("exit\n")
+    assert user.end() == 0
+
+
+@pytest.mark.slow
+def test_an_image_is_booted_for_a_command(golden: Golden, command: Command) -> None:
+    ran = command("shell", golden.folder / "golden.qcow2", "--", "sh", "-c", "cat /etc/mark; exit 9", expect=9)
+    assert ran.out == "hello\n"
+
+
+@pytest.mark.slow
+def test_a_failed_check_opens_the_booted_copy(golden: Golden, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"""
+name: travel-check
+base: {{recipe: {golden.recipe}}}
+machine: {{memory: 1G}}
+steps: [{{cleanup: false}}]
+checks: [{{file: {{path: /etc/mark, contains: never said}}}}]
+outputs: [qcow2]
+""")
+    user = Terminal(Command(command.store, tmp_path).argv("build", tmp_path / "r.yaml", "--on-error", "shell"),
+                    command.environment())  # fmt: skip
+    user.expect("1 of 1 checks failed under bios")
+    user.expect("# ")
+    user.type("cat /etc/mark; tty; exit\n")
+    user.expect("/dev/hvc0")
+    assert user.end() == 1
+
+
+@pytest.mark.slow
+def test_a_failed_step_in_an_appliance_is_entered_line_by_line(golden: Golden, tmp_path: Path) -> None:
+    shutil.copy(golden.folder / "golden.qcow2", tmp_path / "golden.qcow2")
+    (tmp_path / "disk.yaml").write_text(DISK.replace(", trusted: true", ""))
+    user = at_terminal(Command(tmp_path / "store", tmp_path), "build", tmp_path / "disk.yaml", "--on-error", "shell")
+    user.expect("each line that you type is run by a shell of its own")
+    user.expect("/# ")
+    user.type("cd /etc\n")
+    user.expect("/etc# ")
+    user.type("cat /root/half mark; false\n")
+    user.expect("half")
+    user.expect("(exit status 1)")
+    user.expect("/etc# ")
+    user.type("exit\n")
+    assert user.end() == 1
