@@ -76,7 +76,7 @@ class UserTerminal:
             import readline  # noqa: F401
         while True:
             try:
-                line = input(prompt())
+                line = input(self._asked(prompt()))
                 if line.split()[:1] == ["exit"]:
                     return
                 if line.strip():
@@ -84,6 +84,13 @@ class UserTerminal:
             except EOFError:
                 self._show(b"\n")
                 return
+
+    def _asked(self, prompt: str) -> str:
+        """What ``input`` is to show: it writes to stdout, which may be no terminal."""
+        if os.isatty(1):
+            return prompt
+        self.show(prompt)
+        return ""
 
     def show(self, text: str) -> None:
         """See interfaces.Terminal."""
