@@ -16,7 +16,7 @@ import pytest
 
 from imagesmith.errors import BuildError, RecipeError
 from imagesmith.interfaces import Disk
-from imagesmith.outputs.vhdx import crc32c
+from imagesmith.outputs._vhdx import crc32c
 from tests.conftest import Golden
 from tests.consumers import NO_KVM, ask, image_info, same_disk
 from tests.disk_headers import vdi_ids, vhd_footer, vhdx_ids

@@ -28,7 +28,8 @@ DISK_OUTPUTS: list[tuple[str, Mapping[str, object]]] = [
     ("vhd", {"subformat": "fixed"}), ("vhdx", {}), ("azure", {}), ("gce", {}), ("ec2", {"bucket": "images"}),
     ("ec2", {"bucket": "images", "format": "raw"}), ("libvirt", {}), ("bhyve", {}), ("quickemu", {}), ("xen", {}),
     ("container-disk", {}),
-    ("vagrant", {"provider": "vmware_desktop"}), ("vagrant", {"extra_disks": ["1G"]}),
+    ("vagrant", {"provider": "vmware_desktop"}), ("vagrant", {"provider": "hyperv"}),
+    ("vagrant", {"extra_disks": ["1G"]}),
 ]  # fmt: skip
 
 

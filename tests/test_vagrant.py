@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 import tempfile
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,28 @@ def test_the_vmware_box_is_a_machine_with_its_disk(disk: Disk, tmp_path: Path) -
     assert about["create-type"] == "monolithicSparse"
     assert (tmp_path / "box/box.vmx").read_text() == (GOLDEN / "box.vmx").read_text()
     assert "Syntax OK" in ask("ruby", "-c", tmp_path / "box/Vagrantfile")
+
+
+@pytest.mark.parametrize(("firmware", "generation"), [(("bios", "uefi"), 1), (("uefi",), 2)])
+def test_the_hyperv_box_is_a_machine_as_vagrants_import_reads_it(
+    disk: Disk, tmp_path: Path, firmware: tuple[str, ...], generation: int
+) -> None:
+    (box,) = write("vagrant", {"provider": "hyperv"}, replace(disk, firmware=firmware), tmp_path / "out")
+    assert "golden (hyperv, 0)" in add_box(box, "golden", tmp_path / "home")
+    names = unpack(box, tmp_path / "box")
+    assert names[3:] == ["Virtual Hard Disks/box.vhdx", "Virtual Machines/box.xml"]
+    same_disk(disk.path, tmp_path / "box/Virtual Hard Disks/box.vhdx", "vhdx")
+    # the paths are those of VagrantVM.psm1, New-VagrantVMXML
+    machine = ET.parse(tmp_path / "box/Virtual Machines/box.xml").getroot()
+    assert int(machine.findtext("properties/subtype") or -1) + 1 == generation
+    assert machine.findtext("properties/name") == "web-golden"
+    assert machine.findtext("settings/processors/count") == "2"
+    assert machine.findtext(".//memory/bank/size") == "1024"
+    assert machine.findtext(".//boot/device0") == "HardDrive"
+    (controller,) = machine.findall(".//controller0/..")
+    assert (controller.find("ChannelInstanceGuid") is not None) is (generation == 2)
+    assert controller.findtext("controller0/drive0/type") == "VHD"
+    assert controller.findtext("controller0/drive0/pathname") == "box.vhdx"
 
 
 def test_a_libvirt_box_may_bring_empty_disks(disk: Disk, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.outputs._common import GIB, MIB, write_qcow2
 from imagesmith.outputs._ovf import write_package
+from imagesmith.outputs._vhdx import write_vhdx
 from imagesmith.outputs._vmdk import write_vmdk
 
 _LIBVIRT = """\
@@ -128,7 +129,15 @@ def _vmware(disk: Disk, maker: Maker, work: Path, host: Host, log: Log, extra: S
     return Contents({"provider": "vmware_desktop"}, {name: work / name for name in ("box.vmx", "disk.vmdk")})
 
 
-_WRITERS = {"libvirt": _libvirt, "qemu": _libvirt, "virtualbox": _virtualbox, "vmware_desktop": _vmware}
+def _hyperv(disk: Disk, maker: Maker, work: Path, host: Host, log: Log, extra: Sequence[int]) -> Contents:
+    write_vhdx(disk, work / "box.vhdx", maker.seed, host, log)
+    (work / "box.xml").write_text(hyperv_xml(maker, uefi="bios" not in disk.firmware), encoding="utf-8")
+    return Contents({"provider": "hyperv"}, {"Virtual Hard Disks/box.vhdx": work / "box.vhdx",
+                                             "Virtual Machines/box.xml": work / "box.xml"})  # fmt: skip
+
+
+_WRITERS = {"libvirt": _libvirt, "qemu": _libvirt, "virtualbox": _virtualbox, "vmware_desktop": _vmware,
+            "hyperv": _hyperv}  # fmt: skip
 
 
 def vagrantfile(provider: str, maker: Maker, *, uefi: bool) -> str:

@@ -37,7 +37,7 @@ class Vagrant(DiskOutput, name="vagrant", version=2, shorthand="provider"):
     ``vagrant box update``. A build that gives another box than the one of the recipe's version, 1.2, adds it as 1.2.1.
     """
 
-    provider: Literal["libvirt", "qemu", "virtualbox", "vmware_desktop"] = Field(
+    provider: Literal["libvirt", "qemu", "virtualbox", "vmware_desktop", "hyperv"] = Field(
         "libvirt", description="The Vagrant provider it is for"
     )
     vagrantfile: RecipeFile | None = Field(None, description="Ruby that follows the box's own Vagrantfile")
