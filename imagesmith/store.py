@@ -137,6 +137,10 @@ class Use:
                     raise files.no_space(self.store.root, f"make {name}") from error
                 if not self.store.index.there:
                     raise files.vanished(self.store.root) from error
+                if isinstance(error, ImagesmithError) and files.free(self.store.root) < 1 << 20:
+                    # A guest sees its disk fail, a tool has words of its own: that may be why.
+                    room = files.no_space(self.store.root, f"make {name}")
+                    error.hint = "; ".join(part for part in (error.hint, f"{room.message}; {room.hint}") if part)
                 raise
             finally:
                 if slot.layer is None and part.path.exists():
@@ -194,10 +198,14 @@ class Store:
         try:
             self.index = Index(self.root)
         except StoreError as error:
-            if not rebuild or not files.is_rot(error.__cause__):
+            if error.__cause__ is not None and files.is_full(error.__cause__, self.root):
+                (self.root / "reserve").unlink(missing_ok=True)  # collecting begins with opening
+                self.index = Index(self.root)
+            elif rebuild and files.is_rot(error.__cause__):
+                with self._sweeping():
+                    self._replace_index()
+            else:
                 raise
-            with self._sweeping():
-                self._replace_index()
         if self.index.version < SCHEMA:
             self._upgrade()
 

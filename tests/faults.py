@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,8 @@ steps:
     via: ssh
 outputs: [raw]
 """
-RECIPES = {"tree": TREE, "disk": DISK, "online": ONLINE}
+SMALL = TREE.replace("; sleep 0.3", "").replace("oci", "tar: none")
+RECIPES = {"small": SMALL, "tree": TREE, "disk": DISK, "online": ONLINE}
 TARGETS = {"build": "", "qemu": "qemu-system", "daemon": "qemu-storage-da"}
 """What is killed: how the names of its processes begin (the build is known by its number)."""
 NOISE = ("./etc/machine-id", "./etc/ssh/ssh_host_", "./var/log/", "./var/lib/systemd/", "./var/lib/dbus/", "./var/tmp",
@@ -168,7 +169,7 @@ def contents(image: Path) -> dict[str, str]:
 
 def difference(kind: str, folder: Path, without_faults: Path) -> str:
     """How the image of a build differs from the one without faults; empty: not at all."""
-    if kind == "tree":  # made of the same layers: the same bytes
+    if kind in ("small", "tree"):  # made of the same layers: the same bytes
         sums = [(place / "SHA256SUMS").read_text() for place in (folder, without_faults)]
         return "" if sums[0] == sums[1] else f"{sums[0]} != {sums[1]}"
     ours, theirs = (contents(place / "faulty.raw") for place in (folder, without_faults))
@@ -214,7 +215,8 @@ class Campaign:
             assert base is not None
             with ours.using() as use, use.making(self.base, gives=base.gives, name=base.name) as slot:
                 if slot.layer is None:
-                    subprocess.run(["cp", "-al", f"{base.folder}/.", slot.folder], check=True)
+                    link = ["-l"] if base.folder.stat().st_dev == slot.folder.stat().st_dev else []
+                    subprocess.run(["cp", "-a", *link, f"{base.folder}/.", slot.folder], check=True)
                     slot.commit(base.facts)
         begun = time.monotonic()
         self.command("build", self.recipe)
@@ -252,7 +254,7 @@ class Campaign:
     def _attempt(self, scratch: Path, seconds: float) -> bool:
         """One build; whether something was killed in it (else it came through)."""
         figures, store = self.figures, self.command.store
-        target = self.dice.choice(sorted(TARGETS) if self.kind != "tree" else ["build"])
+        target = self.dice.choice(sorted(TARGETS) if self.kind in ("disk", "online") else ["build"])
         moment = self.dice.uniform(0, seconds if target == "build" else seconds / 2)
         before = {path.name for path in scratch.iterdir()}
         build = subprocess.Popen(self.command.argv("build", self.recipe), stdout=subprocess.DEVNULL, text=True,
@@ -288,7 +290,7 @@ class Campaign:
         if left:
             figures.findings.append(f"{target} was killed; left: {left}")
         stale = before & {path.name for path in scratch.iterdir()}
-        if stale:
+        if stale and "start " in said:  # else it had hardly begun
             figures.findings.append(f"a build did not remove what an earlier one left: {stale}")
         figures.remains += bool(list(scratch.iterdir()))
         checked = subprocess.run(self.command.argv("cache", "verify"), capture_output=True, text=True, check=False,
@@ -310,6 +312,63 @@ class Campaign:
             self.figures.findings.append(f"in the end there is {[path.name for path in scratch.iterdir()]}")
         if list((self.command.store / "layers").glob("*.*")):
             self.figures.findings.append("in the end there are layers half made")
+
+
+class FullDisk:
+    """Builds in a store on a small ext4 of its own, in a mount namespace of its own, with little room left."""
+
+    def __init__(self, kind: str, folder: Path, disk: Path | None = None, like: Path | None = None) -> None:
+        self.kind, self.findings = kind, list[str]()
+        self.place = folder / "small"
+        self.place.mkdir()
+        with (folder / "small.img").open("wb") as stream:
+            stream.truncate(1200 << 20)
+        for argv in (["mkfs.ext4", "-q", "-m", "0", folder / "small.img"],
+                     ["mount", "-o", "loop", folder / "small.img", self.place]):  # fmt: skip
+            subprocess.run(argv, check=True)
+        self.campaign = Campaign(kind, folder, seed=0, disk=disk, like=like)
+        self.campaign.command = self.command = Command(self.place / "store", folder / "output")
+        self.campaign.prepare()
+
+    def left(self, size: int) -> str:
+        """Build with so many bytes left, then with room enough; how the first of them ended."""
+        self.campaign._begin_anew()
+        filler = self.place / "filler"
+        os.sync()
+        with filler.open("wb") as stream:
+            at, piece = 0, 1 << 28
+            while piece >= 1 << 12:
+                try:
+                    room = os.statvfs(self.place)
+                    if room.f_bavail * room.f_frsize - piece >= size:
+                        os.posix_fallocate(stream.fileno(), at, piece)
+                        at += piece
+                        continue
+                except OSError:  # its own bookkeeping needs room, too
+                    pass
+                piece //= 2
+        environment = self.command.environment()
+        build = subprocess.run(self.command.argv("build", self.campaign.recipe), capture_output=True, text=True,
+                               check=False, env=environment)  # fmt: skip
+        said = build.stderr
+        if "Traceback" in said or build.returncode not in (0, 1) or (build.returncode and "space" not in said):
+            self.findings.append(f"{size} bytes left: exit {build.returncode}: {said[-2000:]}")
+        for words in (["cache", "verify"], ["cache", "gc", "--limit", "100G"], ["cache", "list"]):
+            done = subprocess.run(self.command.argv(*words), capture_output=True, text=True, check=False,
+                                  env=environment)  # fmt: skip
+            if done.returncode or (words[1] == "verify" and done.stdout != "sound\n"):
+                self.findings.append(f"{size} bytes left: {words}: {done.stdout}{done.stderr}")
+        filler.unlink()
+        self.command("build", self.campaign.recipe)
+        self.campaign._compare()
+        wrong = [line for line in said.splitlines() if "space" in line]
+        return f"{self.kind}, {size >> 10} KiB left: exit {build.returncode}: {' | '.join(wrong[-2:])}"
+
+    def sweep(self, sizes: Sequence[int]) -> list[str]:
+        """Try them all; what was wrong."""
+        for size in sizes:
+            self.campaign.tell(self.left(size))
+        return self.findings + self.campaign.figures.findings
 
 
 class _Reader:
@@ -338,8 +397,15 @@ def main() -> None:
     kind, kills, seed, folder, *disk = sys.argv[1:]
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    campaign = Campaign(kind, place, seed=int(seed), disk=Path(disk[0]) if disk else None)
-    raise SystemExit(bool(campaign.run(int(kills)).findings))
+    image = Path(disk[0]) if disk else None
+    if kind.startswith("full-"):
+        dice = random.Random(int(seed))
+        full = FullDisk(kind.removeprefix("full-"), place, image)
+        wrong = full.sweep([0, *(int(2 ** dice.uniform(12, 27)) for _ in range(int(kills)))])
+    else:
+        wrong = Campaign(kind, place, seed=int(seed), disk=image).run(int(kills)).findings
+    print("\n".join(wrong))
+    raise SystemExit(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ unseen. (qcow2: QEMU's documentation, "docs/interop/qcow2.txt". Commands: QEMU's
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from imagesmith.errors import BuildError, Refused, ToolFailed
-from imagesmith.host import Host
+from imagesmith.host import Host, Process
 from imagesmith.qmp import Qmp, socket_pair
 
 LAYER_FILE = "disk.qcow2"
@@ -125,10 +126,12 @@ def node(number: int, *, backing: int | None, writable: bool) -> dict[str, Any]:
 class Attached:
     """A chain that is open. ``path`` is the disk as a raw file, ``socket`` the same over NBD (one of them is there)."""
 
-    def __init__(self, host: Host, qmp: Qmp, pid: int, files: Sequence[Path], *, writable: bool, nbd: bool) -> None:
-        self._host, self._qmp = host, qmp
+    def __init__(
+        self, host: Host, qmp: Qmp, daemon: Process, files: Sequence[Path], *, writable: bool, nbd: bool
+    ) -> None:  # fmt: skip
+        self._host, self._qmp, self._daemon = host, qmp, daemon
         self._writable = writable
-        self._sys = Path(f"/proc/{pid}/root/sys")
+        self._sys = Path(f"/proc/{daemon.pid}/root/sys")
         self.path, self.socket = self._sys / "disk", self._sys / "nbd"
         for number, file in enumerate(files):
             self._open(number, file, number - 1 if number else None, writable and number == len(files) - 1)
@@ -163,6 +166,14 @@ class Attached:
         link = self._sys / f"layer{number}"
         link.unlink(missing_ok=True)
         link.symlink_to(file.resolve())
+
+    def lost(self) -> str:
+        """That the daemon has ended, in words; nothing as long as it runs. A guest would wait for its disk for ever."""
+        status = self._daemon.poll()
+        if status is None:
+            return ""
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        return f"the storage daemon that holds the guest's disk {how}"
 
     def flush(self) -> None:
         """Bring all that was written so far to the disk: the layer's file is complete after this.
@@ -223,7 +234,7 @@ def attached(files: Sequence[Path], host: Host, *, writable: bool, nbd: bool = F
                 "it needs namespaces of its own (see unshare(1)): is this a container without that right, or does "
                 "the kernel refuse user namespaces to users?")) from error  # fmt: skip
         with qmp:
-            disk = Attached(host, qmp, daemon.pid, files, writable=writable, nbd=nbd)
+            disk = Attached(host, qmp, daemon, files, writable=writable, nbd=nbd)
             stack.callback(disk.close)
             yield disk
             qmp.execute("block-export-del", within=_FLUSH_SECONDS, id=_EXPORT, mode="hard")

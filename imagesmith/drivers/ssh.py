@@ -190,7 +190,9 @@ class SshSession:
         )  # fmt: skip
         doing = "waking" if going_on else "booting"
         log(f"{doing} the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
-        machine = self._stack.enter_context(Machine(host, spec, folder / "console", purpose="run steps over SSH"))
+        machine = self._stack.enter_context(
+            Machine(host, spec, folder / "console", purpose="run steps over SSH", lost=disk.lost)
+        )
         guest: SshGuest | WinRmGuest
         keeper = None
         if credentials.winrm:

@@ -45,12 +45,19 @@ class Machine:
     _process: Process
     _stderr: IO[bytes]
 
-    def __init__(self, host: Host, spec: MachineSpec, console_log: Path, *, purpose: str = "boot a guest") -> None:
-        """``console_log`` is a file to make: what the guest says, as it says it. ``purpose``: "needed to …"."""
+    def __init__(
+        self, host: Host, spec: MachineSpec, console_log: Path, *, purpose: str = "boot a guest",
+        lost: Callable[[], str] = lambda: "",
+    ) -> None:  # fmt: skip
+        """``console_log`` is a file to make: what the guest says, as it says it. ``purpose``: "needed to …".
+
+        ``lost`` says, in words, that something has ended without which the guest cannot go on.
+        """
         self.spec = spec
         self._host = host
         self._console_log = console_log
         self._purpose = purpose
+        self._lost = lost
         self._forwards: dict[int, tuple[str, int]] = {}
         self._restarts = 0
         self._reason = ""
@@ -107,11 +114,14 @@ class Machine:
         """Raise if there is no use in going on.
 
         Interrupted: ``Host.cancel`` was called. GuestFailed: the guest's kernel panicked, the guest restarts itself
-        again and again, it switched itself off, QEMU died (with its words), or ``fault`` says what is wrong when it is
-        shown the console's text.
+        again and again, it switched itself off, QEMU died (with its words) or what it needs, or ``fault`` says what is
+        wrong when it is shown the console's text.
         """
         if self._host.cancelled:
             raise Interrupted()
+        lost = self._lost()
+        if lost:
+            raise self._failed(lost)
         alive = self._alive()
         if not alive:
             self.console.finish()
