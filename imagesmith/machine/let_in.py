@@ -16,14 +16,17 @@ _NO_CONSOLE = 3
 # A console has no session and no owner yet: setsid(1) gives it both, so that Ctrl-C and jobs work as they should.
 _START = f"""\
 turn=0
-while ! stty -F {_DEVICE} rows {{rows}} cols {{columns}} 2>/dev/null; do
+while ! stty -F {_DEVICE} >/dev/null 2>&1; do
     turn=$((turn + 1)); [ "$turn" -lt 40 ] || exit {_NO_CONSOLE}
     sleep 0.5
 done
 export TERM={{kind}} HOME=/root
 setsid -c sh -c {{shell}} <{_DEVICE} >{_DEVICE} 2>&1 &
 """
-_SHELL = "cd /root 2>/dev/null || cd /; if command -v bash >/dev/null; then bash -l; else sh -i; fi; printf {end}"
+_SHELL = (
+    "stty rows {rows} cols {columns}; cd /root 2>/dev/null || cd /; "
+    "if command -v bash >/dev/null; then bash -l; else sh -i; fi; printf {end}"
+)
 
 
 def let_in(machine: Machine, channel: Channel, terminal: Terminal) -> None:
@@ -35,9 +38,9 @@ def let_in(machine: Machine, channel: Channel, terminal: Terminal) -> None:
     mark = secrets.token_hex(16).encode()
     end = b"\x1e" + mark + b"\x1e"
     rows, columns = terminal.size
-    shell = _SHELL.format(end=shlex.quote(f"\\036{mark.decode()}\\036"))
-    done = channel.ask(_START.format(rows=rows, columns=columns, kind=shlex.quote(terminal.kind),
-                                     shell=shlex.quote(shell)), timeout=_SECONDS)  # fmt: skip
+    shell = _SHELL.format(rows=rows, columns=columns, end=shlex.quote(f"\\036{mark.decode()}\\036"))
+    start = _START.format(kind=shlex.quote(terminal.kind), shell=shlex.quote(shell))
+    done = channel.ask(start, timeout=_SECONDS)
     if done.status != 0:
         why = "its kernel knows no virtio consoles" if done.status == _NO_CONSOLE else done.output.strip()
         raise BuildError(f"no shell can be started in the guest: {why}")
