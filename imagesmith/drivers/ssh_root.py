@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
-from imagesmith.drivers import ssh_sftp
+from imagesmith.drivers import ssh_sftp, ssh_shell
 from imagesmith.drivers.placing import place
 from imagesmith.drivers.ssh_guest import BOOT_SECONDS, SshGuest
 from imagesmith.errors import BuildError, GuestFailed, StepFailed, TimedOut
 from imagesmith.host import Host
-from imagesmith.interfaces import Connection, Log, Result
+from imagesmith.interfaces import Connection, Log, Result, Terminal
 
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
@@ -182,6 +182,11 @@ class SshRoot:
             sudo_password=ssh.sudo_password, left=lambda: None if self._deadline is None else self._left(),
             check=ssh.check,
         )  # fmt: skip
+
+    def shell(self, terminal: Terminal) -> None:
+        """Let the user in (interfaces.Enterable), beside whatever still runs."""
+        self._deadline = None
+        ssh_shell.shell(self.connection(), terminal)
 
     def finish(self) -> None:
         """The step is done: wait for the guest where the step sent it away; no key of ours is left in it."""

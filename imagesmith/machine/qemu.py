@@ -227,6 +227,20 @@ class Machine:
     def _monitor(self, line: str) -> str:
         return str(self.qmp.execute("human-monitor-command", {"command-line": line}))
 
+    def plug_console(self) -> socket.socket:
+        """Plug in a virtio console, the guest's /dev/hvc0, and return our end of it. Raises ToolFailed.
+
+        The bus of the control channel takes it while the guest runs.
+        """
+        ours, theirs = socket_pair()
+        self._stack.callback(ours.close)
+        with theirs:
+            self.qmp.send_file("terminal", theirs.fileno())
+            self.qmp.execute("chardev-add", id="terminal", backend={
+                "type": "socket", "data": {"addr": {"type": "fd", "data": {"str": "terminal"}}, "server": False}})
+            self.qmp.execute("device_add", driver="virtconsole", id="terminal", chardev="terminal")
+        return ours
+
     def start_again(self) -> None:
         """Press the reset button, and forget what the console has said so far (its log keeps it)."""
         if not self.spec.reboots:  # else this reset would end QEMU, too (QEMU: softmmu/runstate.c)
