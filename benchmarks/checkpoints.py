@@ -22,8 +22,8 @@ TARGET, PART = 3.0, 1 / 3
 STEPS = 5
 IN_USE_KB = 200_000
 _USED = """\
-used() { awk '{ v[$1] = $2 } END { print v["MemTotal:"] - v["MemFree:"] - v["Buffers:"] - v["Cached:"] + v["Shmem:"] }' \
-/proc/meminfo; }
+used() { awk '{ v[$1] = $2 }
+END { print v["MemTotal:"] - v["MemFree:"] - v["Buffers:"] - v["Cached:"] + v["Shmem:"] }' /proc/meminfo; }
 """
 _HEAP = r"""cat >/root/heap.pl <<'PERL'
 sub used {
