@@ -191,6 +191,8 @@ class Campaign:
         self.folder = folder
         self.base = ""
         """The key of the base, which stays."""
+        self.seconds = 0.0
+        """What a build takes where the base is there."""
         self.recipe = folder / "faulty.yaml"
         self.recipe.write_text(RECIPES[kind])
         if disk is not None and not (folder / "ground.qcow2").exists():
@@ -204,8 +206,8 @@ class Campaign:
         with tempfile.TemporaryDirectory(prefix="faults-") as name:  # short: there will be sockets in it
             yield Path(name)
 
-    def prepare(self) -> float:
-        """Build it without faults; return the seconds that takes where the base is there."""
+    def prepare(self) -> None:
+        """Build it without faults elsewhere, and let our store begin with the base."""
         reference = Command(self.like or self.folder / "reference-store", self.folder / "reference")
         told = reference("build", self.recipe, "--log-format", "json").err
         events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
@@ -213,25 +215,23 @@ class Campaign:
         with contextlib.closing(Store(reference.store)) as there, contextlib.closing(Store(self.command.store)) as ours:
             base = there.find(self.base)
             assert base is not None
+            above = [there.find(key) for key in {event["key"] for event in events if "key" in event} - {self.base}]
+            self.seconds = 1 + sum(float(str(layer.facts["seconds"])) for layer in above if layer is not None)
             with ours.using() as use, use.making(self.base, gives=base.gives, name=base.name) as slot:
                 if slot.layer is None:
                     link = ["-l"] if base.folder.stat().st_dev == slot.folder.stat().st_dev else []
                     subprocess.run(["cp", "-a", *link, f"{base.folder}/.", slot.folder], check=True)
                     slot.commit(base.facts)
-        begun = time.monotonic()
-        self.command("build", self.recipe)
-        seconds = time.monotonic() - begun
-        self._compare()
-        return seconds
 
-    def _compare(self) -> None:
+    def compare(self) -> None:
+        """Hold the image against the one without faults."""
         wrong = difference(self.kind, self.command.output / "faulty", self.folder / "reference" / "faulty")
         if wrong:
             self.figures.findings.append(f"the image differs: {wrong}")
         else:
             self.figures.images += 1
 
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
         """Throw away everything above the base, and the image."""
         with contextlib.closing(Store(self.command.store)) as store, store.using() as use:
             assert use.find(self.base) is not None
@@ -240,22 +240,21 @@ class Campaign:
 
     def run(self, kills: int) -> Figures:
         """Kill so many processes; return what came of it."""
-        seconds = self.prepare()
-        self._begin_anew()
+        self.prepare()
         with self._temporary() as scratch:
             while self.figures.kills.total() < kills:
-                if not self._attempt(scratch, seconds):
-                    self._compare()
-                    self._begin_anew()
+                if not self._attempt(scratch):
+                    self.compare()
+                    self.begin_anew()
             self._finish(scratch)
         self.tell(f"{self.kind}: {self.figures}")
         return self.figures
 
-    def _attempt(self, scratch: Path, seconds: float) -> bool:
+    def _attempt(self, scratch: Path) -> bool:
         """One build; whether something was killed in it (else it came through)."""
         figures, store = self.figures, self.command.store
         target = self.dice.choice(sorted(TARGETS) if self.kind in ("disk", "online") else ["build"])
-        moment = self.dice.uniform(0, seconds if target == "build" else seconds / 2)
+        moment = self.dice.uniform(0, self.seconds if target == "build" else self.seconds / 2)
         before = {path.name for path in scratch.iterdir()}
         build = subprocess.Popen(self.command.argv("build", self.recipe), stdout=subprocess.DEVNULL, text=True,
                                  stderr=subprocess.PIPE, env=self.command.environment(TMPDIR=str(scratch)))  # fmt: skip
@@ -307,7 +306,7 @@ class Campaign:
     def _finish(self, scratch: Path) -> None:
         """The build after the last kill comes through, and leaves nothing behind."""
         self.command("build", self.recipe, env={"TMPDIR": str(scratch)})
-        self._compare()
+        self.compare()
         if any(scratch.iterdir()):
             self.figures.findings.append(f"in the end there is {[path.name for path in scratch.iterdir()]}")
         if list((self.command.store / "layers").glob("*.*")):
@@ -332,7 +331,7 @@ class FullDisk:
 
     def left(self, size: int) -> str:
         """Build with so many bytes left, then with room enough; how the first of them ended."""
-        self.campaign._begin_anew()
+        self.campaign.begin_anew()
         filler = self.place / "filler"
         os.sync()
         with filler.open("wb") as stream:
@@ -360,7 +359,7 @@ class FullDisk:
                 self.findings.append(f"{size} bytes left: {words}: {done.stdout}{done.stderr}")
         filler.unlink()
         self.command("build", self.campaign.recipe)
-        self.campaign._compare()
+        self.campaign.compare()
         wrong = [line for line in said.splitlines() if "space" in line]
         return f"{self.kind}, {size >> 10} KiB left: exit {build.returncode}: {' | '.join(wrong[-2:])}"
 
@@ -401,7 +400,7 @@ def main() -> None:
     if kind.startswith("full-"):
         dice = random.Random(int(seed))
         full = FullDisk(kind.removeprefix("full-"), place, image)
-        wrong = full.sweep([0, *(int(2 ** dice.uniform(12, 27)) for _ in range(int(kills)))])
+        wrong = full.sweep([0, *(int(2 ** (13 + (n + dice.random()) * 14 / int(kills))) for n in range(int(kills)))])
     else:
         wrong = Campaign(kind, place, seed=int(seed), disk=image).run(int(kills)).findings
     print("\n".join(wrong))
