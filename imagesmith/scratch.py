@@ -14,7 +14,7 @@ from pathlib import Path
 
 from imagesmith.store_files import Lock, lock_folder, remove_tree
 
-_PREFIX = "imagesmith-build-"
+_PREFIX = "imagesmith."  # short: there will be sockets in it
 
 
 @contextmanager

@@ -62,15 +62,14 @@ class Slot:
         assert self.layer is None, "it was committed before"
         store, template = self._use.store, self._template
         with files.guarding(store.root, f"keep {template.name}"):
-            files.flush(self.folder)
             now = time.time()
             layer = Layer(
                 id=template.id, key=template.key, gives=template.gives, folder=template.folder, parent=template.parent,
                 name=template.name, facts=dict(facts or {}), made=now, used=now, size=store.measure(self.folder),
                 digests=files.layer_digests(template.gives, self.folder, store.contents, known=digests or {}),
             )  # fmt: skip
-            store_record.write(layer, self.folder)
-            files.flush_names(self.folder)
+            store_record.write(store.index, layer, self.folder)
+            files.flush(self.folder)
             try:
                 with store.index.change():
                     store.index.add(layer)
@@ -219,13 +218,13 @@ class Store:
             self.index.upgrade(self._write_records)
             if found == 0:
                 folders = (path for path in (self.root / "layers").iterdir() if path.name.isdigit())
-                known = {layer.id for layer in self.index.layers()}
+                known = self.index.ids()
                 store_record.take_in(self.index, (path for path in folders if path.name not in known))
 
     def _write_records(self) -> None:
         for layer in self.index.layers():
             if layer.folder.is_dir():
-                store_record.write(layer, layer.folder)
+                store_record.write(self.index, layer, layer.folder)
 
     def _replace_index(self) -> None:
         """Make an index of what the layers' folders say of themselves; the damaged one is put aside.
@@ -391,7 +390,7 @@ class Store:
         if found.path is not None:
             left.append(found.path)
         if found.record is not None:
-            store_record.write(found.record, found.record.folder)
+            store_record.write(self.index, found.record, found.record.folder)
         if found.row is not None:
             with self.index.change():
                 self.index.correct(found.row)

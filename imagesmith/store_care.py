@@ -39,7 +39,7 @@ def strays(root: Path, index: Index) -> tuple[list[Path], list[Layer]]:
     """
     with index.change():  # so nobody begins or commits a layer while we look
         forget_the_dead(root, index)
-        known = {layer.id for layer in index.layers()}
+        known = index.ids()
         unknown = [path for path in (root / "layers").iterdir() if path.name not in known]
         taken = store_record.take_in(index, (path for path in unknown if path.name.isdigit()))
         names = {layer.id for layer in taken}
@@ -58,9 +58,9 @@ def strays(root: Path, index: Index) -> tuple[list[Path], list[Layer]]:
 
 def without_folders(root: Path, index: Index) -> list[Layer]:
     """The layers in the index that are not in the store: it is older or newer than the folders."""
-    known = index.layers()  # first: a layer's folder is there before its row is
-    there = {path.name for path in (root / "layers").iterdir()}
-    return [layer for layer in known if layer.id not in there]
+    known = index.ids()  # first: a layer's folder is there before its row is
+    lost = known - {path.name for path in (root / "layers").iterdir()}
+    return [layer for layer in index.layers() if layer.id in lost] if lost else []
 
 
 def checkpoints(index: Index, limit: int, other: int, *, done: str = "") -> list[tuple[Path, Layer, int]]:

@@ -182,6 +182,10 @@ class Index:
             raise StoreError(f"the index of the store {self._root} is damaged: layer {number}: {error}",
                              hint="'imagesmith cache verify --repair' makes it anew") from error  # fmt: skip
 
+    def ids(self) -> set[str]:
+        """The ids of all layers."""
+        return {folder_name(int(str(row[0]))) for row in self._ask("SELECT id FROM layers")}
+
     def newest(self, key: str) -> Layer | None:
         """The layer that a key names now."""
         found = self.layers("id = (SELECT max(id) FROM layers WHERE key = ?)", key)

@@ -17,7 +17,7 @@ from imagesmith import store_record
 from imagesmith.errors import StoreError
 from imagesmith.store import Layer, Store
 from imagesmith.store_files import lock
-from imagesmith.store_index import SCHEMA
+from imagesmith.store_index import SCHEMA, Index
 from tests.test_store import everything_in, make
 
 fork = multiprocessing.get_context("fork")
@@ -120,6 +120,20 @@ def test_an_index_made_anew_takes_in_nothing_that_is_wrong(tmp_path: Path) -> No
         assert len(store.verify(repair=True)) == 5
         assert [layer.key for layer in store.layers()] == ["checks"]
         assert everything_in(store.root) == {layers["checks"].id}
+        assert store.verify(repair=False) == []
+
+
+def test_a_layer_of_another_store_is_not_put_on_one_of_this(tmp_path: Path) -> None:
+    theirs, layers = fill(tmp_path / "other"), fill(tmp_path / "s")
+    with closing(Store(tmp_path / "s")) as store:
+        with store.using() as use:
+            assert use.find("base")
+            store.clear()
+        for layer in theirs.values():  # the numbers fit, and the keys do
+            if layer.key != "base":
+                shutil.copytree(layer.folder, tmp_path / "s" / "layers" / layer.id)
+        assert [problem for problem in store.verify(repair=True) if layers["base"].id in problem] == []
+        assert {layer.key for layer in store.layers()} == {"base", "tree", "checks"}
         assert store.verify(repair=False) == []
 
 
@@ -240,11 +254,11 @@ def test_an_upgrade_that_fails_half_way_is_done_the_next_time(tmp_path: Path, mo
     downgrade(tmp_path / "s")
     write, left = store_record.write, [2]
 
-    def dies(layer: Layer, folder: Path) -> None:
+    def dies(index: Index, layer: Layer, folder: Path) -> None:
         left[0] -= 1
         if not left[0]:
             raise OSError(28, "No space left on device")
-        write(layer, folder)
+        write(index, layer, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(store_record, "write", dies)
