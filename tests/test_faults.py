@@ -119,3 +119,41 @@ def test_a_build_beside_endless_collection_comes_through(command: Command, tmp_p
     assert campaign.figures.findings == []
     campaign.command("cache", "gc", "--limit", "0")
     assert list((campaign.command.store / "layers").iterdir()) == []
+
+
+_HOLDS = """
+import sys, tempfile, time
+from pathlib import Path
+from imagesmith.scratch import scratch
+with scratch() as folder:
+    Path(tempfile.mkdtemp(prefix="imagesmith-"), "key").write_text("secret")
+    print(folder, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_temporary_files_of_a_dead_build_go_with_the_next_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    (tmp_path / "imagesmith.not-ours").touch()
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def holder() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen([sys.executable, "-c", _HOLDS], stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (dead, left), (living, kept) = holder(), holder()
+    dead.kill()
+    dead.wait()
+    assert len(list(left.glob("*/key"))) == 1
+    third, _ = holder()
+    try:
+        assert not left.exists()
+        assert len(list(kept.glob("*/key"))) == 1
+        assert kept.stat().st_mode & 0o777 == 0o700
+        third.send_signal(signal.SIGINT)
+        third.wait(20)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([kept.name, "imagesmith.not-ours"])
+    finally:
+        for process in (living, third):
+            process.kill()
+            process.wait()
