@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import rootless
 from tests.conftest import Command, Golden
 from tests.terminals import Terminal
 
@@ -99,6 +100,48 @@ def test_a_failed_step_opens_the_mounted_disk_as_it_left_it(golden: Golden, comm
     user.expect("half\r\nhello")
     user.type("exit\n")
     assert user.end() == 1
+
+
+ROOTLESS = r"""
+import os, shutil, subprocess, sys
+from pathlib import Path
+from imagesmith.drivers.native_tree import NativeTree
+from imagesmith.host import Host
+from imagesmith.terminal import UserTerminal
+
+home = Path(os.environ["HOME"])
+if sys.argv[1:] != ["inside"]:
+    from tests.terminals import Terminal
+    for folder in ("bin", "etc", "root"):
+        (home / "below/upper" / folder).mkdir(parents=True)
+    for program in ("/bin/dash", "/usr/bin/tty", "/usr/bin/id"):
+        shutil.copy(program, home / "below/upper/bin")
+        for word in subprocess.run(["ldd", program], capture_output=True, text=True).stdout.split():
+            if word.startswith("/"):
+                library = home / "below/upper" / word[1:]
+                library.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(word, library)
+    (home / "below/upper/bin/sh").symlink_to("dash")
+    (home / "code").write_text(CODE)
+    user = Terminal([sys.executable, "-B", home / "code", "inside"], os.environ)
+    user.expect("# ")
+    user.type("tty; id\n")
+    user.expect("/dev/pts/0")
+    user.expect("uid=0")
+    user.type("exit\n")
+    sys.exit(user.end())
+(home / "layer").mkdir()
+with (NativeTree(Host()).session([home / "below"], epoch=0, log=print) as session,
+      session.layer(home / "layer", below=home / "below", log=print) as root):
+    root.shell(UserTerminal())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_an_ordinary_user_enters_a_tree() -> None:
+    with rootless.home() as home:
+        done = rootless.run(home, f"CODE = {ROOTLESS!r}\nexec(CODE)")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_shell_needs_a_terminal(recipe: Path, command: Command) -> None:

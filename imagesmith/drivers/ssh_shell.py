@@ -28,11 +28,11 @@ def shell(connection: Connection, terminal: Terminal) -> None:
     """
     connection.check()
     question = secrets.token_hex(16)
-    become = ""
-    if connection.user != "root":
-        become = f"sudo -k -S -p {question} -- " if connection.sudo_password else "sudo -n -- "
-    command = f"exec {become}env -i PATH={_PATH} HOME=/root LANG=C.UTF-8 TERM={shlex.quote(terminal.kind)} " + (
-        f"/bin/sh -c {shlex.quote(_SHELL)}")  # fmt: skip
+    become = f"sudo -k -S -p {question} --" if connection.sudo_password else "sudo -n --"
+    inside = (f"env -i PATH={_PATH} HOME=/root LANG=C.UTF-8 TERM={shlex.quote(terminal.kind)} "
+              f"/bin/sh -c {shlex.quote(_SHELL)}")  # fmt: skip
+    script = f'[ "$(id -u)" != 0 ] || exec {inside}; exec {become} {inside}'
+    command = f"exec /bin/sh -c {shlex.quote(script)}"  # whatever the user's own shell is
     terminal.say("a shell in the running guest, over SSH")
     with ExitStack() as stack:
         ours, theirs = os.openpty()
@@ -45,7 +45,7 @@ def shell(connection: Connection, terminal: Terminal) -> None:
             ))  # fmt: skip
         finally:
             os.close(theirs)
-        if connection.sudo_password and become:
+        if connection.sudo_password:
             _answer(ours, question.encode(), connection.sudo_password, process)
 
         def resize(rows: int, columns: int) -> None:
