@@ -193,6 +193,15 @@ def test_a_guest_that_cannot_run_there_is_refused_before_a_byte_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "options"), [("vhd", {}), ("vhd", {"subformat": "fixed"}), ("azure", {})])
+def test_a_disk_too_large_for_a_vhd_is_refused(tmp_path: Path, name: str, options: Mapping[str, object]) -> None:
+    huge = tmp_path / "huge.qcow2"
+    ask("qemu-img", "create", "-q", "-f", "qcow2", huge, "2041G")
+    with pytest.raises(BuildError, match="a VHD holds 2040 GiB, and the disk has 2041") as caught:
+        write(name, options, Disk(huge, 2041 << 30), tmp_path / "out")
+    assert "vhdx" in caught.value.hint
+
+
 def test_what_is_known_beforehand_is_refused_when_the_recipe_is_planned(tmp_path: Path) -> None:
     recipe = "arch: aarch64\nbase: {disk: {path: old.raw}}\noutputs: [qcow2, vhd, {azure: {generation: 1}}, vhdx]\n"
     with pytest.raises(RecipeError) as caught:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from imagesmith.errors import BuildError
+from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Maker
 from imagesmith.outputs import bhyve, quickemu
+from imagesmith.outputs._vmlinux import vmlinux
 from imagesmith.outputs.libvirt import Libvirt
 from imagesmith.outputs.xen import Xen
 from tests.conftest import Golden
@@ -24,7 +26,7 @@ from tests.test_outputs import MAKER, MIB, make_disk, write
 
 GOLDEN = Path(__file__).parent / "golden/outputs"
 START = Path(__file__).parent / "libvirt_start.sh"
-PYGRUB = "/usr/lib/xen-4.17/bin/pygrub"
+PYGRUB, READNOTES = "/usr/lib/xen-4.17/bin/pygrub", "/usr/lib/xen-4.17/bin/readnotes"
 GIB = 1 << 30
 LOGIN = "golden ttyS0"
 """What getty says on the serial console before it asks for a name."""
@@ -237,4 +239,7 @@ def test_pygrub_finds_the_kernel_in_the_disk(golden: Golden, tmp_path: Path) -> 
     found = dict(line.split(" ", 1) for line in started.splitlines() if line)
     assert Path(found["kernel"]).stat().st_size > MIB
     assert Path(found["ramdisk"]).stat().st_size > MIB
+    (tmp_path / "kernel").write_bytes(vmlinux(Path(found["kernel"]).read_bytes(), "x86_64", Host()))
+    notes = ask(READNOTES, tmp_path / "kernel")
+    assert re.search("^ENTRY: ", notes, re.M), "the kernel can be started as a PV guest"
     assert re.match(r"root=UUID=\S+ .*console=hvc0$", found["args"])

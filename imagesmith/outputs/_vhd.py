@@ -13,22 +13,28 @@ from typing import Literal
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
-from imagesmith.outputs._common import MIB, convert, identifier
+from imagesmith.outputs._common import GIB, MIB, convert, identifier
 
 Subformat = Literal["dynamic", "fixed"]
 _FOOTER = 512
 _TIME = slice(24, 28)
 _CHECKSUM = slice(64, 68)
 _UNIQUE_ID = slice(68, 84)
+_LARGEST = 2040 * GIB
+"""Hyper-V's limit for the format, whose own tables end little later."""
 _ORIGIN = 946684800
 """The format counts seconds from 2000-01-01T00:00:00Z; we from 1970."""
 
 
 def write_vhd(disk: Disk, target: Path, maker: Maker, host: Host, log: Log, *, subformat: Subformat) -> None:
-    """Write the disk as a VHD whose size is a multiple of 1 MiB, as Azure wants it, and no matter of its geometry.
+    """Write the disk as a VHD whose size is a multiple of 1 MiB, as Azure wants it, and whatever the geometry.
 
-    Without ``force_size`` qemu-img would round the size to cylinders, heads and sectors. Raises ToolFailed.
+    Without ``force_size`` qemu-img would round the size to cylinders, heads and sectors. Raises BuildError for a
+    disk that is too large, ToolFailed.
     """
+    if disk.virtual_size > _LARGEST:
+        raise BuildError(f"a VHD holds 2040 GiB, and the disk has {disk.virtual_size / GIB:g}",
+                         hint="take vhdx, or a smaller machine.disk")  # fmt: skip
     size = -(-disk.virtual_size // MIB) * MIB
     rounded = target.with_suffix(".rounded")
     host.run(
