@@ -134,7 +134,7 @@ class Use:
             except (OSError, ImagesmithError) as error:
                 if files.is_full(error, self.store.root):
                     raise files.no_space(self.store.root, f"make {name}") from error
-                if not self.store.index.there:
+                if not self.store.index.there or (slot.layer is None and not part.path.exists()):
                     raise files.vanished(self.store.root) from error
                 if isinstance(error, ImagesmithError) and files.free(self.store.root) < 1 << 20:
                     # A guest sees its disk fail, a tool has words of its own: that may be why.
