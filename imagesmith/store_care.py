@@ -170,7 +170,7 @@ def _damage_of(layer: Layer, contents: Callable[[Path], str]) -> Iterator[Damage
     beside = f"{CHECKPOINT}/"
     if not any(file.startswith(beside) for file in noted.digests):
         now = {file: digest for file, digest in now.items() if not file.startswith(beside)}  # nor this
-    collected = not (layer.folder / CHECKPOINT).exists()
+    collected = not (layer.folder / CHECKPOINT / "fits").exists()  # or about to go: it does first
     for file in sorted({*now, *noted.digests}, key=lambda file: (file.startswith(beside), file)):
         if now.get(file) == noted.digests.get(file) or (collected and file.startswith(beside)):
             continue

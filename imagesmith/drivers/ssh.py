@@ -11,7 +11,6 @@ first layer of the run. ``cleanup`` is there for that.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import BinaryIO, Literal
 from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay, newest
 from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
-from imagesmith.drivers.ssh_resume import FOLDER, Keeper, OtherMachine, take_up, there
+from imagesmith.drivers.ssh_resume import Keeper, OtherMachine, forget, take_up, there
 from imagesmith.drivers.ssh_root import SshRoot
 from imagesmith.drivers.winrm import WinRm, library
 from imagesmith.drivers.winrm_root import WinRmGuest, WinRmRoot
@@ -169,7 +168,7 @@ class SshSession:
                 self._drop()
                 file.unlink(missing_ok=True)
                 if not isinstance(error, OtherMachine):  # it will not be of use another time, either
-                    shutil.rmtree(self._below[-1] / FOLDER, ignore_errors=True)
+                    forget(self._below[-1])
         return self._start(file, log, going_on=False)
 
     def _start(self, file: Path, log: Log, *, going_on: bool) -> _Running:

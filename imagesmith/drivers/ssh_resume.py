@@ -12,6 +12,7 @@ import secrets
 import shlex
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from imagesmith.drivers.ssh_guest import SshGuest
@@ -116,6 +117,13 @@ class Keeper:
 def there(layer: Path) -> bool:
     """Whether a state is kept beside a layer."""
     return (layer / FOLDER / "fits").is_file()
+
+
+def forget(layer: Path) -> None:
+    """Remove the state beside a layer. What says that there is one goes first: half a state is none."""
+    with suppress(OSError):
+        (layer / FOLDER / "fits").unlink(missing_ok=True)
+        shutil.rmtree(layer / FOLDER)
 
 
 def take_up(guest: SshGuest, spec: MachineSpec, layer: Path, public_key: str, host: Host, log: Log) -> Keeper:
