@@ -408,15 +408,18 @@ class Store:
         self._remove_all(left)
 
     def _remove_all(self, paths: list[Path]) -> None:
-        layers = self.root / "layers"
+        """Remove files and folders; the latter get other names before, as they take a while to go."""
+        layers, folders = self.root / "layers", []
         for path in paths:
             if not path.is_dir() or path.is_symlink():
                 path.unlink(missing_ok=True)
             elif path.suffix:
-                self.remove(path)
-            else:  # removing it takes a while: should that be cut short, nobody takes what is left for a layer
+                folders.append(path)
+            else:
                 name = path.name if path.parent == layers else f"{path.parent.name}.{path.name}"
-                self.remove(files.set_aside(path, layers, name))
+                folders.append(files.set_aside(path, layers, name))
+        for folder in folders:
+            self.remove(folder)
 
     @contextmanager
     def _sweeping(self) -> Iterator[None]:

@@ -59,10 +59,15 @@ steps:
     via: ssh
 outputs: [raw]
 """
+MOUNTED = DISK.replace("    via: guestfs\n", "")
 SMALL = TREE.replace("; sleep 0.3", "").replace("oci", "tar: none")
-RECIPES = {"small": SMALL, "tree": TREE, "disk": DISK, "online": ONLINE}
+RECIPES = {"small": SMALL, "tree": TREE, "mounted": MOUNTED, "disk": DISK, "online": ONLINE}
 TARGETS = {"build": "", "qemu": "qemu-system", "daemon": "qemu-storage-da"}
 """What is killed: how the names of its processes begin (the build is known by its number)."""
+HAS = {"small": ["build"], "tree": ["build"], "mounted": ["build", "daemon"]} | dict.fromkeys(
+    ["disk", "online"], ["build", "daemon", "qemu"]
+)
+"""What takes part in a build."""
 NOISE = ("./etc/machine-id", "./etc/ssh/ssh_host_", "./var/log/", "./var/lib/systemd/", "./var/lib/dbus/", "./var/tmp",
          "./var/cache/ldconfig/aux-cache", "./etc/resolv.conf", "./tmp/", "./boot/grub/grubenv", "./var/spool/",
          "./var/lib/apt/", "./var/lib/logrotate", "./var/lib/private")  # fmt: skip
@@ -253,8 +258,8 @@ class Campaign:
     def _attempt(self, scratch: Path) -> bool:
         """One build; whether something was killed in it (else it came through)."""
         figures, store = self.figures, self.command.store
-        target = self.dice.choice(sorted(TARGETS) if self.kind in ("disk", "online") else ["build"])
-        moment = self.dice.uniform(0, self.seconds if target == "build" else self.seconds / 2)
+        target = self.dice.choice(HAS[self.kind])
+        moment = self.seconds * (self.dice.random() if target == "build" else self.dice.random() ** 2 / 2)
         before = {path.name for path in scratch.iterdir()}
         build = subprocess.Popen(self.command.argv("build", self.recipe), stdout=subprocess.DEVNULL, text=True,
                                  stderr=subprocess.PIPE, env=self.command.environment(TMPDIR=str(scratch)))  # fmt: skip

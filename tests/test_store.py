@@ -285,6 +285,7 @@ def test_kill_9_at_any_moment_leaves_a_sound_store(tmp_path: Path) -> None:
         for process in crowd:
             process.join()
         store = Store(root)
+        assert store.verify(repair=False) == []
         with store.using():
             known = {layer.id for layer in store.layers()}
             assert everything_in(root) == known
