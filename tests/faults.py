@@ -64,9 +64,8 @@ SMALL = TREE.replace("; sleep 0.3", "").replace("oci", "tar: none")
 RECIPES = {"small": SMALL, "tree": TREE, "mounted": MOUNTED, "disk": DISK, "online": ONLINE}
 TARGETS = {"build": "", "qemu": "qemu-system", "daemon": "qemu-storage-da"}
 """What is killed: how the names of its processes begin (the build is known by its number)."""
-HAS = {"small": ["build"], "tree": ["build"], "mounted": ["build", "daemon"]} | dict.fromkeys(
-    ["disk", "online"], ["build", "daemon", "qemu"]
-)
+_ALL = ("build", "daemon", "qemu")
+HAS = {"small": ("build",), "tree": ("build",), "mounted": ("build", "daemon"), "disk": _ALL, "online": _ALL}
 """What takes part in a build."""
 NOISE = ("./etc/machine-id", "./etc/ssh/ssh_host_", "./var/log/", "./var/lib/systemd/", "./var/lib/dbus/", "./var/tmp",
          "./var/cache/ldconfig/aux-cache", "./etc/resolv.conf", "./tmp/", "./boot/grub/grubenv", "./var/spool/",
