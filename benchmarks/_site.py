@@ -104,7 +104,9 @@ class Site:
         paths = [recipes] if isinstance(recipes, Path) else recipes
         names = [path.name for path in paths]
         argv = [sys.executable, "-c", command, "build", *names, "--log-format", "json", *options]
-        run = measure(argv, cwd=self.folder, env={"IMAGESMITH_CACHE": str(self.store)})
+        # A package that was installed has its byte code beside it; one that is run from its source has it here.
+        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode")}
+        run = measure(argv, cwd=self.folder, env={"IMAGESMITH_CACHE": str(self.store), **compiled})
         told = tuple(json.loads(line) for line in run.stderr.splitlines() if line.startswith("{"))
         self.peaks[paths[-1].stem] = max(run.peak, self.peaks.get(paths[-1].stem, 0))
         return Build(run, told)

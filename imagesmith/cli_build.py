@@ -66,9 +66,11 @@ def facts() -> Facts:
 def plan_of(path: Path, overrides: Overrides, *, only: Sequence[str] = (), checks: bool = True,
             outputs: bool = True) -> Plan:  # fmt: skip
     """Read a recipe and plan it. Raises RecipeError."""
-    from imagesmith import recipe
+    from imagesmith import digests, recipe
     from imagesmith.plan import make_plan
+    from imagesmith.store import Store
 
+    digests.remember_in(Store.default_root() / "digests.json")
     return make_plan(
         recipe.load(path, overrides), facts(), loader(overrides), only=only, checks=checks, outputs=outputs
     )

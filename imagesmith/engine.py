@@ -7,10 +7,11 @@ each still leaves its own layer. Then outputs and checks run side by side.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, Self, cast
 
 from imagesmith.engine_leaves import LeafBench, Leaves
 from imagesmith.engine_node import Ask, Enter, Nodes, Outcome, Work
@@ -54,6 +55,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self._store, self._bench, self._epoch, self._checkpoints = store, bench, epoch, checkpoints
         self._nodes = Nodes(tell, ask=ask, failed=failed, enter=enter)
+        self._closing: Closing
         self._leaves = Leaves(host, bench, self._nodes, folders=self._folders, jobs=max(1, jobs), epoch=epoch)
 
     # -- the whole -----------------------------------------------------------------------------------------------
@@ -75,10 +77,11 @@ class Engine:
         wanted = {id(node.below) for node in leaves}
         if not plan.checks and not plan.outputs:
             wanted = {id(plan.sealed)}
-        for node in plan.spine:
-            if id(node) in wanted:
-                self._run_chain(node.chain, use, outcome, again)
-        self._leaves.run(leaves, use, outcome, again)
+        with Closing(use) as self._closing:
+            for node in plan.spine:
+                if id(node) in wanted:
+                    self._run_chain(node.chain, use, outcome, again)
+            self._leaves.run(leaves, use, outcome, again)
         outcome.seconds = time.monotonic() - start
         return outcome
 
@@ -129,7 +132,7 @@ class Engine:
         def current(line: str) -> None:
             now[0](line)
 
-        with ExitStack() as stack:
+        with self._closing.session() as stack:
             session: Session | None = None
             for count, node in enumerate(nodes):
                 entry = node.entry
@@ -156,6 +159,7 @@ class Engine:
                                     raise
                                 if seen:
                                     work.facts["seen"] = self._nodes.without_secrets(seen)
+                        self._closing.made(outcome.layers[node.name])
                         break
                     except (StepFailed, TimedOut) as error:
                         if not attempt:
@@ -168,6 +172,38 @@ class Engine:
         if node.entry is not None and node.entry.step.expect_disconnect:
             cast(Running, root).expect_disconnect()
         return cast(Step, self._nodes.revealed(node).kind).apply(root)
+
+
+class Closing:
+    """Sessions whose layers are finished, ended while the build goes on: a guest's state takes its time to be kept."""
+
+    def __init__(self, use: Use) -> None:
+        self._use = use
+        self._pool = ThreadPoolExecutor(thread_name_prefix="closing")
+        self._ends: list[Future[None]] = []
+        self._layers: list[Layer] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Wait for all. Raises what went wrong at their ends, unless something else has."""
+        self._pool.shutdown()
+        self._use.measure_again(self._layers)
+        for end in self._ends:
+            if exc[0] is None:
+                end.result()
+
+    def made(self, layer: Layer) -> None:
+        """Note a layer that a session made: what is beside it may grow until the session has ended."""
+        self._layers.append(layer)
+
+    @contextmanager
+    def session(self) -> Iterator[ExitStack]:
+        """What is to be left when the session ends: aside where it ended well, at once where it failed."""
+        with ExitStack() as stack:
+            yield stack
+            self._ends.append(self._pool.submit(stack.pop_all().close))
 
 
 def _with_followers(plan: Plan, fresh: Collection[str]) -> set[str]:

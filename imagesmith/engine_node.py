@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import TextIO, cast
 
 from imagesmith import history
 from imagesmith.errors import BuildError, ImagesmithError
@@ -96,7 +96,7 @@ class Nodes:
             self.emit("node-start", node)
             # A line at a time, so that it can be followed where it is written.
             with (slot.folder / "log").open("w", encoding="utf-8", buffering=1) as stream:
-                work = Work(slot, self._logger(node, stream.write))
+                work = Work(slot, self._logger(node, stream))
                 try:
                     yield work
                 except (ImagesmithError, OSError) as caught:
@@ -140,10 +140,11 @@ class Nodes:
         past = Past(node.key, node.name, node.options, node.world, below, under, seconds)
         history.note(store.root, node.place, past)
 
-    def _logger(self, node: Node, write: Callable[[str], object]) -> Log:
+    def _logger(self, node: Node, stream: TextIO) -> Log:
         def log(line: str) -> None:
             line = self.redacted(line)
-            write(line + "\n")
+            with suppress(ValueError):  # the layer may be finished, and its log closed: it is told all the same
+                stream.write(line + "\n")
             self.emit("node-log", node, line=line)
 
         return log

@@ -17,8 +17,9 @@ families, and through entry points of the group ``imagesmith.kinds`` (each names
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -306,21 +307,52 @@ class FilesOutput(Output):
 
 
 @lru_cache(maxsize=1)
-def _discover() -> None:
-    for family in FAMILIES:
-        package = importlib.import_module(f"imagesmith.{family}")
-        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-            importlib.import_module(f"imagesmith.{family}.{module}")
+def _entry_points() -> None:
     from importlib.metadata import entry_points
 
     for entry in sorted(entry_points(group="imagesmith.kinds"), key=lambda e: e.name):
         importlib.import_module(entry.value)
 
 
-def known(family: str) -> dict[str, type[Kind]]:
+class _Family(Mapping[str, "type[Kind]"]):
+    """The kinds of a family, by name, sorted. One that is asked for by name is imported without the others."""
+
+    def __init__(self, family: str) -> None:
+        self._family, self._kinds = family, _registry[family]
+        self._whole = False
+
+    def __getitem__(self, name: str) -> type[Kind]:
+        module = str(name).replace("-", "_")
+        if name not in self._kinds and module.isidentifier() and not module.startswith("_"):
+            place = f"imagesmith.{self._family}.{module}"
+            if importlib.util.find_spec(place) is not None:
+                importlib.import_module(place)
+        if name not in self._kinds:
+            self._all()
+        return self._kinds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._all()
+        return iter(sorted(self._kinds))
+
+    def __len__(self) -> int:
+        self._all()
+        return len(self._kinds)
+
+    def _all(self) -> None:
+        if self._whole:
+            return
+        package = importlib.import_module(f"imagesmith.{self._family}")
+        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+            importlib.import_module(f"imagesmith.{self._family}.{module}")
+        _entry_points()
+        self._whole = True
+
+
+@lru_cache
+def known(family: str) -> Mapping[str, type[Kind]]:
     """Every kind of a family, by name, sorted."""
-    _discover()
-    return dict(sorted(_registry[family].items()))
+    return _Family(family)
 
 
 class Unfit(ValueError):

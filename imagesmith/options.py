@@ -12,6 +12,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema
 
+from imagesmith.digests import sha256
 from imagesmith.errors import nearest
 
 # -- option types ------------------------------------------------------------------------------------------------
@@ -180,9 +181,7 @@ def file_digest(path: Path, *, follow: bool = True) -> str:
         return digest(["folder", [[p.name, file_digest(p, follow=False)] for p in inside]])
     if not stat.S_ISREG(mode):  # opening a FIFO waits for ever
         raise OSError(f"is neither a file, a folder nor a link: {path}")
-    with path.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest(["file", content, bool(mode & 0o100)])
+    return digest(["file", sha256(path), bool(mode & 0o100)])
 
 
 def _plain(value: object) -> object:

@@ -98,8 +98,9 @@ def _decide(host: Host, cache: Path, arch: Arch, kernels: Sequence[Path]) -> Acc
 
 def _key(host: Host, arch: Arch, kernel: Path) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    stat = kernel.stat()
-    return "|".join([boot, qemu_version(host, arch), str(kernel), str(stat.st_size), str(stat.st_mtime_ns)])
+    files = [Path(host.require(PROGRAMS[arch], "run guests")).resolve(), kernel]
+    stats = [(str(file), file.stat()) for file in files]
+    return "|".join([boot, *(f"{name}|{stat.st_size}|{stat.st_mtime_ns}" for name, stat in stats)])
 
 
 def _try(host: Host, arch: Arch, kernel: Path) -> Accelerator:

@@ -10,6 +10,8 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -75,7 +77,7 @@ def publish(plan: Plan, outcome: Outcome, target: Path, host: Host, locks: Path)
         if _is_there(target, manifest):
             shutil.rmtree(target / "failed", ignore_errors=True)
             return False
-        _put(plan, outcome, manifest, target, host)
+        _put(plan, outcome, manifest, target, host, locks.parent / "versions.json")
         return True
     finally:
         turn.release(remove=True)
@@ -90,7 +92,7 @@ def follow_up(plan: Plan, outcome: Outcome, target: Path, host: Host) -> list[st
     return told
 
 
-def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, host: Host) -> None:
+def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, host: Host, versions: Path) -> None:
     for stale in target.parent.glob(f".{target.name}.new-*"):
         shutil.rmtree(stale, ignore_errors=True)
     staging = target.parent / f".{target.name}.new-{os.getpid()}"
@@ -107,7 +109,7 @@ def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, h
         _logs(plan, outcome, staging / "logs")
         libraries = {"zlib": zlib.ZLIB_RUNTIME_VERSION, "zstandard": version("zstandard")}
         manifest["host"] = {"imagesmith": __version__, "system": platform.platform(), "libraries": libraries,
-                            "tools": _versions(host)}  # fmt: skip
+                            "tools": _versions(host, versions)}  # fmt: skip
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         _exchange(staging, target)
     except OSError as error:
@@ -212,10 +214,22 @@ def _logs(plan: Plan, outcome: Outcome, folder: Path) -> None:
             shutil.copyfile(layer.folder / "log", folder / f"{number:02}-{slug(node.name)}.log")
 
 
-def _versions(host: Host) -> dict[str, str]:
-    tools = [tool for tool in VERSIONS if host.find(tool)]
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(tools, pool.map(lambda tool: _version(host, tool), tools), strict=True))
+def _versions(host: Host, kept: Path) -> dict[str, str]:
+    """What tools say of their versions; ``kept`` remembers it of programs that are still the same files."""
+    found = {tool: Path(place).resolve() for tool in VERSIONS if (place := host.find(tool))}
+    keys = {tool: f"{place} {(seen := place.stat()).st_size} {seen.st_mtime_ns}" for tool, place in found.items()}
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        known = {str(key): str(value) for key, value in json.loads(kept.read_bytes()).items()}
+    asked = [tool for tool, key in keys.items() if key not in known]
+    if asked:
+        with ThreadPoolExecutor() as pool:
+            known |= dict(zip([keys[tool] for tool in asked], pool.map(partial(_version, host), asked), strict=True))
+        new = kept.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # it is asked again, then
+            new.write_text(json.dumps({key: known[key] for key in keys.values()}, indent=0))
+            new.replace(kept)
+    return {tool: known[key] for tool, key in keys.items()}
 
 
 def _version(host: Host, tool: str) -> str:

@@ -18,7 +18,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class Slot:
                 digests=files.layer_digests(template.gives, self.folder, store.contents, known=digests or {}),
             )  # fmt: skip
             store_record.write(store.index, layer, self.folder)
-            files.flush(self.folder)
+            files.flush(self.folder, many=template.gives == "tree")
             try:
                 with store.index.change():
                     store.index.add(layer)
@@ -108,6 +108,14 @@ class Use:
             if there:
                 self.store.index.hold(self.lease, layer)
         return there
+
+    def measure_again(self, layers: Sequence[Layer]) -> None:
+        """Note what layers of this build take by now: a checkpoint may have been put beside them."""
+        for layer in layers:
+            size = self.store.measure(layer.folder)
+            if size != layer.size:
+                with self.store.index.change():
+                    self.store.index.resize(layer, size)
 
     @contextmanager
     def making(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagesmith import store_record
-from imagesmith.store_files import CHECKPOINT, CONTENTS, allocated, layer_digests, lock, lock_folder
+from imagesmith.store_files import CHECKPOINT, CONTENTS, SUMS, allocated, file_sha256, layer_digests, lock, lock_folder
 from imagesmith.store_index import Index, Layer
 
 
@@ -167,24 +167,35 @@ def _damage_of(layer: Layer, contents: Callable[[Path], str]) -> Iterator[Damage
         return
     if CONTENTS not in noted.digests:  # made by a version that did not note it
         now.pop(CONTENTS, None)
-    beside = f"{CHECKPOINT}/"
-    if not any(file.startswith(beside) for file in noted.digests):
-        now = {file: digest for file, digest in now.items() if not file.startswith(beside)}  # nor this
-    collected = not (layer.folder / CHECKPOINT / "fits").exists()  # or about to go: it does first
-    for file in sorted({*now, *noted.digests}, key=lambda file: (file.startswith(beside), file)):
-        if now.get(file) == noted.digests.get(file) or (collected and file.startswith(beside)):
+    then = {file: digest for file, digest in noted.digests.items() if not file.startswith(f"{CHECKPOINT}/")}
+    for file in sorted({*now, *then}):
+        if now.get(file) == then.get(file):
             continue
-        how = "is gone" if file not in now else "is new" if file not in noted.digests else "changed"
-        text = f"{name}: {file or 'its tree'} {how} since it was made"
-        if file.startswith(beside):
-            yield Damage(text, path=layer.folder / CHECKPOINT)
-            break
-        yield Damage(text, layer=layer)
+        how = "is gone" if file not in now else "is new" if file not in then else "changed"
+        yield Damage(f"{name}: {file or 'its tree'} {how} since it was made", layer=layer)
         return
+    if (rotten := _rot_beside(layer.folder / CHECKPOINT)) is not None:
+        yield Damage(f"{name}: {CHECKPOINT}/{rotten} since it was made", path=layer.folder / CHECKPOINT)
     if record is None:
         yield Damage(f"{name}: its record is missing or damaged", record=layer)
     elif not store_record.says_the_same(layer, record):
         yield Damage(f"{name}: the index says of it what its record does not", row=record)
+
+
+def _rot_beside(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, if it was finished: without its sums it was not, and is never used."""
+    try:
+        lines = (checkpoint / SUMS).read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        try:
+            if "/" in name or file_sha256(checkpoint / name) != digest:
+                return f"{name} changed"
+        except OSError:
+            return f"{name} is gone"
+    return None
 
 
 def drop_damaged(index: Index, damaged: Layer) -> tuple[list[Layer], list[Layer]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from imagesmith.errors import GuestFailed
+from imagesmith.errors import GuestFailed, Interrupted
 from imagesmith.host import Host
-from imagesmith.machine import checkpoint
+from imagesmith.machine import checkpoint, memory
 from imagesmith.machine.arguments import Drive, MachineSpec
 from imagesmith.machine.qemu import Machine
 from imagesmith.probe import kernels
@@ -36,37 +37,79 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> MachineSpec:
                       input=b"bin\nbin/busybox\ndev\ninit\n")  # fmt: skip
     (folder / "initrd").write_bytes(packed.stdout)
     (kernel, *_) = kernels()
-    return MachineSpec(kernel=kernel, initrd=folder / "initrd", append="console=ttyS0 quiet no_timer_check")
+    return MachineSpec(kernel=kernel, initrd=folder / "initrd", append="console=ttyS0 quiet no_timer_check",
+                       memory_file=True)  # fmt: skip
 
 
 def test_a_guest_goes_on_where_its_state_was_taken(spec: MachineSpec, tmp_path: Path) -> None:
-    host, state = Host(), tmp_path / "state.zst"
+    host, state = Host(), tmp_path / "state"
+    state.mkdir()
 
     def counted(machine: Machine, number: int) -> None:
         machine.watch(lambda: f"count {number}." in machine.console.text or None, within=120, doing="count")
 
-    with Machine(host, spec, tmp_path / "first.log") as machine:
+    first = memory.make(spec.memory)
+    with Machine(host, spec, tmp_path / "first.log", memory=first) as machine:
         counted(machine, 2)
         machine.qmp.execute("stop")
         seen = machine.console.text.count("count")
-        checkpoint.save(machine, state, host)
+        checkpoint.State(machine, host).write(state)
         machine.qmp.execute("cont")
         counted(machine, seen + 2)  # whose state was taken goes on as well
-    assert state.stat().st_mode & 0o777 == 0o600
-    with Machine(host, replace(spec, incoming=True), tmp_path / "second.log") as machine:
+    os.close(first)
+    assert {file.stat().st_mode & 0o777 for file in state.iterdir()} == {0o600}
+
+    second = memory.make(spec.memory)
+    with Machine(host, replace(spec, incoming=True), tmp_path / "second.log", memory=second) as machine:
+        memory.unpack(state, second, lambda: False)
         checkpoint.restore(machine, state, host)
         machine.qmp.execute("cont")
         counted(machine, seen + 2)
         assert "count 1." not in machine.console.text
-    broken = state.read_bytes()
-    state.write_bytes(broken[: len(broken) // 2])
-    with pytest.raises(GuestFailed), Machine(host, replace(spec, incoming=True), tmp_path / "third.log") as machine:
-        checkpoint.restore(machine, state, host)
+    os.close(second)
+
+
+def test_a_machine_may_end_before_its_memory_is_written(spec: MachineSpec, tmp_path: Path) -> None:
+    host, held = Host(), memory.make(spec.memory)
+    with Machine(host, spec, tmp_path / "log", memory=held) as machine:
+        machine.qmp.execute("stop")
+        state = checkpoint.State(machine, host)
+    os.close(held)
+    state.write(tmp_path)
+    again = memory.make(spec.memory)
+    memory.unpack(tmp_path, again, lambda: False)
+    os.close(again)
+
+
+def test_a_damaged_state_is_told(tmp_path: Path) -> None:
+    size = 64 << 20
+    whole = memory.make(size)
+    os.pwrite(whole, bytes(range(256)) * 40000, 4096)
+    os.pwrite(whole, b"end", size - 3)
+    memory.pack(whole, tmp_path, lambda: False)
+    again = memory.make(size)
+    memory.unpack(tmp_path, again, lambda: False)
+    assert os.pread(again, size, 0) == os.pread(whole, size, 0)
+    assert os.fstat(again).st_blocks == os.fstat(whole).st_blocks  # what was never touched takes no space
+
+    good = (tmp_path / "memory.zst").read_bytes()
+    for damaged in (good[: len(good) // 2], good[:200] + bytes([good[200] ^ 1]) + good[201:], b""):
+        (tmp_path / "memory.zst").write_bytes(damaged)
+        with pytest.raises(GuestFailed, match="damaged"):
+            memory.unpack(tmp_path, memory.make(size), lambda: False)
+    with pytest.raises(GuestFailed, match="another memory"):
+        memory.unpack(tmp_path, memory.make(size * 2), lambda: False)
+    (tmp_path / "memory.json").write_text('{"size": 67108864, "frames": [[0, 10, [[67108864, 4096]]]]}')
+    with pytest.raises(GuestFailed, match="damaged"):
+        memory.unpack(tmp_path, memory.make(size), lambda: False)
+    with pytest.raises(Interrupted):
+        memory.unpack(tmp_path, memory.make(size), lambda: True)
 
 
 def test_a_state_fits_the_same_machine_wherever_its_files_are(spec: MachineSpec) -> None:
-    host = Host()
-    here = checkpoint.fit(replace(spec, drives=(Drive(Path("/a/disk.qcow2")),)), host)
-    assert here == checkpoint.fit(replace(spec, drives=(Drive(Path("/b/other.qcow2")),), incoming=True), host)
+    version = {"qemu": {"major": 7}}
+    here = checkpoint.fit(replace(spec, drives=(Drive(Path("/a/disk.qcow2")),)), version)
+    assert here == checkpoint.fit(replace(spec, drives=(Drive(Path("/b/other.qcow2")),), incoming=True), version)
     for other in (replace(spec, memory=spec.memory * 2), replace(spec, cpu="Nehalem"), replace(spec, cpus=2), spec):
-        assert checkpoint.fit(other, host) != here
+        assert checkpoint.fit(other, version) != here
+    assert checkpoint.fit(replace(spec, drives=(Drive(Path("/a/disk.qcow2")),)), {"qemu": {"major": 8}}) != here

@@ -33,7 +33,10 @@ UEFI = Firmware("uefi", Path("/fw/code.fd"), "raw", Path("/run/vars.fd"), "raw")
 SECURE = Firmware("uefi-secure", Path("/fw/code.ms.qcow2"), "qcow2", Path("/run/vars.ms.qcow2"), "qcow2")
 SPECS: dict[str, tuple[MachineSpec, Wires]] = {
     "plain": (MachineSpec(), Wires(monitor=11, console=12)),
-    "bios": (MachineSpec(cpus=2, memory=1 << 30, drives=(Drive(Path("/run/a,b.qcow2")),), reboots=True), WIRES),
+    "bios": (
+        MachineSpec(cpus=2, memory=1 << 30, memory_file=True, drives=(Drive(Path("/run/a,b.qcow2")),), reboots=True),
+        Wires(monitor=11, console=12, control=13, memory=15),
+    ),
     "kvm": (MachineSpec(accelerator="kvm", drives=(Drive(Path("/d.raw"), "raw", False, True),), network=False), WIRES),
     "uefi": (MachineSpec(firmware=UEFI, drives=(Drive(Path("/d.qcow2")),), cdroms=(Path("/cd.iso"),)), WIRES),
     "secure": (MachineSpec(firmware=SECURE, cpu="Nehalem,-cx16", screen=False), WIRES),

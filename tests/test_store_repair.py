@@ -16,7 +16,7 @@ import pytest
 from imagesmith import store_record
 from imagesmith.errors import StoreError
 from imagesmith.store import Layer, Store
-from imagesmith.store_files import lock
+from imagesmith.store_files import file_sha256, lock
 from imagesmith.store_index import SCHEMA, Index
 from tests import rootless
 from tests.test_store import everything_in, make
@@ -38,6 +38,8 @@ def fill(root: Path) -> dict[str, Layer]:
             (slot.folder / "checkpoint").mkdir()
             (slot.folder / "checkpoint" / "state.zst").write_bytes(b"s" * 9000)
             (slot.folder / "checkpoint" / "fits").write_text("this machine")
+            sums = [f"{file_sha256(file)}  {file.name}" for file in (slot.folder / "checkpoint").iterdir()]
+            (slot.folder / "checkpoint" / "SHA256SUMS").write_text("\n".join(sums) + "\n")
             online = slot.commit()
         image = make(use, "image", online, gives="files")
         with use.making("checks", gives="record", name="checks", parent=None) as slot:
@@ -90,10 +92,25 @@ def test_rot_anywhere_is_found_and_only_what_it_touches_goes(
         assert (layers["online"].folder / "checkpoint").exists() == ("checkpoint" not in file and "online" not in goes)
 
 
+def test_a_checkpoint_may_come_after_its_layer_or_never(tmp_path: Path) -> None:
+    layers = fill(tmp_path / "s")
+    late = layers["base"].folder / "checkpoint"
+    late.mkdir()
+    (late / "state.zst").write_bytes(b"half of it")
+    with closing(Store(tmp_path / "s")) as store, store.using() as use:
+        assert store.verify(repair=False) == []
+        use.measure_again([layers["base"]])
+        [measured] = [layer for layer in store.layers() if layer.key == "base"]
+        assert measured.size > layers["base"].size
+        (late / "SHA256SUMS").write_text(f"{'0' * 64}  state.zst\n")
+        [problem] = store.verify(repair=False)
+        assert problem == f"layer {measured.id} (node base): checkpoint/state.zst changed since it was made"
+
+
 def test_a_checkpoint_that_was_collected_is_no_damage(tmp_path: Path) -> None:
     layers = fill(tmp_path / "s")
     with closing(Store(tmp_path / "s")) as store:
-        (layers["online"].folder / "checkpoint" / "fits").unlink()  # whoever removes it begins with this
+        (layers["online"].folder / "checkpoint" / "SHA256SUMS").unlink()  # whoever removes it begins with this
         assert store.verify(repair=False) == []
         assert store.collect(store.size() - 1) == []
         assert not (layers["online"].folder / "checkpoint").exists()

@@ -11,6 +11,7 @@ first layer of the run. ``cleanup`` is there for that.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import BinaryIO, Literal
 from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay, newest
 from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
-from imagesmith.drivers.ssh_resume import Keeper, OtherMachine, forget, take_up, there
+from imagesmith.drivers.ssh_resume import Keeper, OtherMachine, Waking, forget, there
 from imagesmith.drivers.ssh_root import SshRoot
 from imagesmith.drivers.winrm import WinRm, library
 from imagesmith.drivers.winrm_root import WinRmGuest, WinRmRoot
@@ -30,6 +31,7 @@ from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Log, Root
 from imagesmith.machine import firmware as firmwares
+from imagesmith.machine import memory as memories
 from imagesmith.machine.arguments import Arch, Drive, MachineSpec
 from imagesmith.machine.authorize import Unwritable, authorize, authorize_in
 from imagesmith.machine.guest_agent import PORT
@@ -37,6 +39,8 @@ from imagesmith.machine.qemu import Machine
 from imagesmith.machine.ssh import Ssh
 from imagesmith.machine.ssh_login import Credentials, make_key
 from imagesmith.machine.tpm import KEPT, Tpm, emulated
+
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,11 @@ class SshSession:
         self._below.append(into)
 
     def close(self) -> None:
-        """End the guest: the layers are complete."""
-        self._running, self._held = None, False
+        """End the guest: the layers are complete. What is kept of its state is written when this is done."""
+        running, self._running, self._held = self._running, None, False
         self._stack.close()
+        if running is not None and running.keeper is not None:
+            running.keeper.finish()
 
     def _finish(self, running: _Running, into: Path, log: Log, *, resumable: bool) -> None:
         keeper = running.keeper if resumable and running.keeper is not None and running.keeper.prepare(log) else None
@@ -139,6 +145,8 @@ class SshSession:
         if self._running is None or not self._held:
             self._running = self._begin(file, log)
             return self._running
+        if self._running.keeper is not None:
+            self._running.keeper.finish()
         self._running.disk.advance(file, below=self._below[-1] / LAYER_FILE)
         self._running.guest.machine.qmp.execute("cont")
         self._running.guest.release()
@@ -152,6 +160,8 @@ class SshSession:
 
     def _drop(self) -> None:
         stack, self._stack = self._stack, ExitStack()
+        if self._running is not None and self._running.keeper is not None:
+            self._running.keeper.finish()
         self._running, self._held = None, False
         error = BuildError("the layer at work is given up")
         stack.__exit__(type(error), error, None)
@@ -176,6 +186,14 @@ class SshSession:
         files = layer_files(self._below)
         # A folder of its own, in the system's: its name must be short, for the sockets.
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="imagesmith-")))
+        over_ssh = driver.login is None or not driver.login.winrm
+        memory, waking = -1, None
+        if over_ssh:
+            memory = memories.make(-(-driver.memory // _MIB) * _MIB)
+            self._stack.callback(os.close, memory)
+        if going_on:
+            waking = Waking(self._below[-1], memory, host)
+            self._stack.callback(waking.close)
         credentials, public_key = self._enable_login(files[-1], file, folder, log, running=going_on)
         disk = self._stack.enter_context(attached([*files, file], host, writable=True, nbd=True))
         kept = newest(self._below, firmwares.store_name(driver.firmware))
@@ -184,13 +202,14 @@ class SshSession:
         tpm = self._stack.enter_context(emulated(host, kept=newest(self._below, KEPT))) if driver.tpm else None
         spec = MachineSpec(
             arch=driver.arch, accelerator=driver.accelerator, cpu=driver.cpu, cpus=driver.cpus, memory=driver.memory,
+            memory_file=over_ssh,
             reboots=True, firmware=firmware, drives=(Drive(disk.socket, "nbd"),), tpm=tpm.socket if tpm else None,
             generation=True, incoming=going_on, ports=(PORT,) if credentials.winrm else (),
         )  # fmt: skip
         doing = "waking" if going_on else "booting"
         log(f"{doing} the guest: {spec.firmware.name}, {spec.accelerator}, {spec.cpus} CPUs, {spec.memory >> 20} MiB")
         machine = self._stack.enter_context(
-            Machine(host, spec, folder / "console", purpose="run steps over SSH", lost=disk.lost)
+            Machine(host, spec, folder / "console", purpose="run steps over SSH", lost=disk.lost, memory=memory)
         )
         guest: SshGuest | WinRmGuest
         keeper = None
@@ -201,8 +220,8 @@ class SshSession:
         else:
             ssh = self._stack.enter_context(Ssh(host, machine, credentials, folder))
             guest = SshGuest(machine, ssh, public_key=public_key)
-            if going_on:
-                keeper = take_up(guest, spec, self._below[-1], public_key, host, log)
+            if waking is not None:
+                keeper = waking.take_up(guest, spec, log)
             else:
                 guest.enter(log)
                 keeper = Keeper(guest, spec, host)

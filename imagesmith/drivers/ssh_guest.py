@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
+from typing import BinaryIO
 
 from imagesmith.errors import BuildError, GuestFailed, TimedOut
 from imagesmith.interfaces import Log
 from imagesmith.machine.authorize import ADMIT, DISMISS, RESTORE
 from imagesmith.machine.guest import FRESH_STARTS, LATE_TIMER
 from imagesmith.machine.qemu import Machine
+from imagesmith.machine.shell import Shell
 from imagesmith.machine.ssh import Ssh
+from imagesmith.machine.ssh_wire import FREEZE, HOLD_SECONDS, THAW
 
 BOOT_SECONDS = 600.0
 """Until sshd answers, and again until start-up is complete; 15 to 200 s were seen under TCG."""
 _ASK_SECONDS = 60.0
 _AWAKE_SECONDS = 120.0
 """Until a guest that goes on from its checkpoint can be entered; 1 to 6 s were seen under TCG."""
+_MOST_INPUT = 1 << 20
+"""Bytes for a script's stdin that the waiting shell takes: it keeps them in the guest's memory."""
 _PATH = "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
 # systemctl(1): "stopping" while it shuts down; "initializing" and "starting" are waited for.
 _STARTED = f"""{_PATH}command -v systemctl >/dev/null || {{ echo running; exit 0; }}
@@ -36,9 +42,13 @@ class SshGuest:
 
     def __init__(self, machine: Machine, ssh: Ssh, *, public_key: str) -> None:
         """``public_key`` is that of the session's own key, which the disk holds; empty where a login was given."""
-        self.machine, self.ssh = machine, ssh
+        self.machine, self._ssh = machine, ssh
         self._public_key = public_key
         self._admitted = False
+        self._shell: Shell | None = None
+        self.listener: Shell | None = None
+        """The shell that waits in it for the next session, which may hold the file systems still, too."""
+        self._held_by: Shell | None = None
         self.entered = 0
         """How often the guest was entered."""
 
@@ -49,32 +59,61 @@ class SshGuest:
         """
         self._connect(BOOT_SECONDS, log)
         if self._public_key:
-            status, said = self.ssh.ask(RESTORE, within=BOOT_SECONDS)
+            status, said = self._ssh.ask(RESTORE, within=BOOT_SECONDS)
             if status != 0:
                 raise GuestFailed(f"cannot take the session's key out of the guest again: {said}")
         state = self._state(BOOT_SECONDS)
         if state != "running":
             log(f"the guest's start-up did not go well; systemd calls it '{state}'")
 
-    def reenter(self, log: Log, *, admitted: bool) -> None:
-        """Enter a guest that goes on from where it was; ``admitted``: the session's key was let in for that.
+    def go_on(self, shell: Shell) -> None:
+        """Enter a guest that goes on from where it was by a shell that waits in it. SSH is for what needs it."""
+        self._shell = self.listener = shell
+        self.entered += 1
 
-        Raises TimedOut, GuestFailed, Interrupted.
+    def ssh(self, log: Log) -> Ssh:
+        """The connection over SSH, made now where the guest was not asked that way so far.
+
+        Raises BuildError, TimedOut, GuestFailed, Interrupted.
         """
-        self._admitted = admitted
-        self._connect(_AWAKE_SECONDS, log)
-        self.dismiss()
+        if self._shell is not None:
+            if self._public_key:
+                self._key(ADMIT, "put the session's key into")
+                self._admitted = True
+            self._reach(_AWAKE_SECONDS, log)
+            self._shell = None
+            self.dismiss()
+        return self._ssh
+
+    def ask(self, script: str, log: Log, *, within: float, input: bytes = b"", stdin: BinaryIO | None = None,
+            take: Callable[[bytes], object] = lambda data: None) -> tuple[int, str]:  # fmt: skip
+        """Run a shell script in the guest as root (Ssh.ask): over SSH, or by the shell that waits in it."""
+        if self._shell is not None:
+            size = os.fstat(stdin.fileno()).st_size - stdin.tell() if stdin is not None else 0
+            if len(input) + size <= _MOST_INPUT:
+                input += stdin.read() if stdin is not None else b""
+                return self._shell.ask(script, within=within, input=input, take=take)
+        return self.ssh(log).ask(script, within=within, input=input, stdin=stdin, take=take)
 
     def hold(self) -> bool:
         """Hold its file systems still; False where they are only synchronised. Raises TimedOut, GuestFailed."""
-        return self.ssh.hold()
+        self._held_by = self._shell or self.listener
+        if self._held_by is None:
+            return self._ssh.hold()
+        said: list[bytes] = []
+        self._held_by.ask(FREEZE, within=HOLD_SECONDS, take=said.append)
+        return len(b"".join(said).split()) > 1
 
     def release(self) -> None:
         """Let its file systems go again. Raises TimedOut, GuestFailed."""
-        self.ssh.release()
+        if self._held_by is None:
+            self._ssh.release()
+        else:
+            self._held_by.ask(THAW, within=HOLD_SECONDS)
 
-    def admit(self) -> None:
-        """See to it that the guest can be entered once more, should the connection end."""
+    def admit(self, log: Log) -> None:
+        """See to it that the guest can be entered once more over SSH, should the connection end."""
+        self.ssh(log)
         if self._public_key and not self._admitted:
             self._key(ADMIT, "put the session's key into")
             self._admitted = True
@@ -86,7 +125,8 @@ class SshGuest:
             self._admitted = False
 
     def _key(self, script: str, doing: str) -> None:
-        status, said = self.ssh.ask(script, within=_ASK_SECONDS, input=self._public_key.encode() + b"\n")
+        status, said = (self._shell or self._ssh).ask(script, within=_ASK_SECONDS,
+                                                      input=self._public_key.encode() + b"\n")  # fmt: skip
         if status != 0:
             raise BuildError(f"cannot {doing} the running guest: {said}", hint="is its disk full?")
 
@@ -97,8 +137,8 @@ class SshGuest:
         """
         deadline = time.monotonic() + within
         while True:
-            if not self.ssh.connected:
-                self.ssh.disconnect()
+            if not self._ssh.connected:
+                self._ssh.disconnect()
                 self.machine.count_anew()
                 log("the connection ended; entering the guest again")
                 self._connect(deadline - time.monotonic(), log)
@@ -108,24 +148,24 @@ class SshGuest:
                 self._wait_for_end(deadline - time.monotonic(), lambda: "it is shutting down, and does not end")
             except GuestFailed:
                 self.machine.check()  # where the guest is well, only the connection ended
-            self.ssh.disconnect()
+            self._ssh.disconnect()
 
     def restart(self, within: float, log: Log) -> None:
         """Restart the guest (interfaces.Running)."""
         deadline = time.monotonic() + within
         before = self._boot_id()
-        self.admit()
+        self.admit(log)
         resets = self.machine.restarts
         log("restarting the guest")
         try:
-            status, said = self.ssh.ask(_RESTART, within=within)
-            if status != 0 and self.ssh.connected:
+            status, said = self._ssh.ask(_RESTART, within=within)
+            if status != 0 and self._ssh.connected:
                 raise BuildError(f"the guest does not restart (exit status {status}): {said}")
         except GuestFailed:
             self.machine.check()
         while True:
             self._wait_for_end(deadline - time.monotonic(), self._why_not, resets)
-            self.ssh.disconnect()
+            self._ssh.disconnect()
             reset = self.machine.restarts > resets
             self.machine.count_anew()
             resets = 0
@@ -149,7 +189,7 @@ class SshGuest:
         """Wait until the connection ends, or the machine is reset."""
 
         def until() -> bool | None:
-            return not self.ssh.connected or (resets is not None and self.machine.restarts > resets) or None
+            return not self._ssh.connected or (resets is not None and self.machine.restarts > resets) or None
 
         try:
             self.machine.watch(until, within=within, doing="restart")
@@ -161,7 +201,7 @@ class SshGuest:
         """What a guest does that was told to restart and has not."""
         lines: list[bytes] = []
         try:
-            self.ssh.ask(_DOING, within=_ASK_SECONDS, take=lines.append)
+            self._ssh.ask(_DOING, within=_ASK_SECONDS, take=lines.append)
         except (GuestFailed, TimedOut):
             return "it does not answer any more, but it was not reset either"
         jobs = re.sub(r"[ \t]+", " ", b"".join(lines).decode("utf-8", "replace").strip().replace("\n", "; "))
@@ -170,25 +210,29 @@ class SshGuest:
     def _state(self, within: float) -> str:
         """The guest's state, once its start-up is complete."""
         said: list[bytes] = []
-        self.ssh.ask(_STARTED, within=within, take=said.append)
+        self._ssh.ask(_STARTED, within=within, take=said.append)
         return b"".join(said).decode("utf-8", "replace").strip()
 
     def _boot_id(self) -> str:
         said: list[bytes] = []
-        self.ssh.ask(_BOOT, within=_ASK_SECONDS, take=said.append)
+        self._ssh.ask(_BOOT, within=_ASK_SECONDS, take=said.append)
         return b"".join(said).decode("ascii", "replace").strip()
 
     def _connect(self, within: float, log: Log) -> None:
+        self._reach(within, log)
+        self.entered += 1
+        self.listener = None
+
+    def _reach(self, within: float, log: Log) -> None:
         log("waiting for the guest's sshd")
         begun = time.monotonic()
         for left in range(FRESH_STARTS, -1, -1):
             try:
-                self.ssh.connect(max(1.0, begun + within - time.monotonic()))
+                self._ssh.connect(max(1.0, begun + within - time.monotonic()))
                 break
             except (GuestFailed, TimedOut) as error:
                 if LATE_TIMER not in error.message or self.machine.spec.accelerator != "tcg" or not left:
                     raise
                 log("the emulated timer was late, because this host is busy; starting the guest again")
                 self.machine.start_again()
-        self.entered += 1
         log(f"connected after {time.monotonic() - begun:.0f} s")

@@ -171,12 +171,12 @@ class SshRoot:
 
     def expect_disconnect(self) -> None:
         """See interfaces.Running."""
-        self._guest.admit()
+        self._guest.admit(self._log)
         self._may_disconnect = True
 
     def connection(self) -> Connection:
         """The connection, for a program of this host (interfaces.Running)."""
-        ssh = self._guest.ssh
+        ssh = self._guest.ssh(self._log)
         return Connection(
             host=self._host, log=self._log, folder=ssh.folder, user=ssh.user, name="guest", options=ssh.arguments,
             sudo_password=ssh.sudo_password, left=lambda: None if self._deadline is None else self._left(),
@@ -215,7 +215,7 @@ class SshRoot:
     ) -> tuple[int, str] | None:  # fmt: skip
         """Ask the guest; None where the connection ended, as it may, and is there again."""
         try:
-            return self._guest.ssh.ask(script, within=self._left(), input=input, stdin=stdin, take=take)
+            return self._guest.ask(script, self._log, within=self._left(), input=input, stdin=stdin, take=take)
         except TimedOut as late:
             tail = "\n".join(self._lines)
             what = "the step did not end in time" + (", and the guest does not answer over the network any more"

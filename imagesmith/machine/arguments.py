@@ -55,6 +55,8 @@ class MachineSpec:
     cpus: int = 1
     memory: int = 512 * _MIB
     """Bytes."""
+    memory_file: bool = False
+    """Whether its memory is a file of ours (Machine.memory), so that its state can be kept without copying it."""
     firmware: Firmware = Firmware()
     drives: tuple[Drive, ...] = ()
     cdroms: tuple[Path, ...] = ()
@@ -91,11 +93,17 @@ class Wires:
     control: int | None = None
     ports: tuple[int, ...] = ()
     """One for each of MachineSpec.ports."""
+    memory: int | None = None
+    """Its memory's file, where MachineSpec.memory_file says so."""
 
 
 def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
     """Return QEMU's whole command line, the program first. Raises BuildError for hardware that does not exist."""
     found = [PROGRAMS[spec.arch], "-name", "imagesmith", "-no-user-config", "-nodefaults", "-display", "none"]
+    if spec.memory_file:
+        # Shared, so that what the guest writes is in the file, and its migration stream has no need of it.
+        found += ["-object", f"memory-backend-file,id=memory,size={-(-spec.memory // _MIB)}M,share=on,"
+                             f"mem-path=/proc/self/fd/{wires.memory}"]  # fmt: skip
     found += ["-machine", _machine(spec)]
     found += ["-accel", "kvm" if spec.accelerator == "kvm" else "tcg,thread=multi"]
     found += ["-cpu", spec.cpu or ("host" if spec.accelerator == "kvm" else "max")]
@@ -109,7 +117,7 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
         found += ["-device", "virtio-serial-pci"]
     if wires.control is not None:
         found += ["-chardev", f"socket,id=control,fd={wires.control}"]
-        found += ["-device", f"virtserialport,chardev=control,name={CONTROL_PORT}"]
+        found += ["-device", f"virtserialport,id=control,chardev=control,name={CONTROL_PORT}"]
     for number, (name, wire) in enumerate(zip(spec.ports, wires.ports, strict=True)):
         found += ["-chardev", f"socket,id=port{number},fd={wire}"]
         found += ["-device", f"virtserialport,chardev=port{number},name={name}"]
@@ -161,6 +169,8 @@ def _machine(spec: MachineSpec) -> str:
             options.append("smm=on")
     if spec.firmware.code is not None:
         options += ["pflash0=code", "pflash1=variables"]
+    if spec.memory_file:
+        options.append("memory-backend=memory")
     return ",".join(options)
 
 

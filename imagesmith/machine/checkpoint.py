@@ -1,9 +1,11 @@
-"""A running machine's state, memory and devices, in a file; and a machine that goes on from there.
+"""A running machine's state, memory and devices, in files; and a machine that goes on from there.
 
-The stream is QEMU's migration stream (QEMU's documentation, "Migration framework"), compressed by zstd(1). It holds
-everything that was in the guest's memory, its secrets included: the file is 0600. The disks are not in it: they must
-be, on the other side, as they were when the state was taken. QEMU takes a stream only into the very same machine, so
-whoever keeps one keeps ``fit`` beside it.
+The devices are QEMU's migration stream (QEMU's documentation, "Migration framework") with the capability
+``x-ignore-shared``: what is in a shared file, as the guest's memory is (MachineSpec.memory_file), is not in the stream.
+So the stream is there in a moment; the memory can be packed when that QEMU has ended, and be unpacked while the next
+one starts. The files hold everything that was in the guest's memory, its secrets included: they are 0600. The disks
+are not in them: they must be, on the other side, as they were when the state was taken. QEMU takes a stream only into
+the very same machine, so whoever keeps one keeps ``fit`` beside it.
 """
 
 from __future__ import annotations
@@ -18,73 +20,85 @@ from pathlib import Path
 
 from imagesmith.errors import GuestFailed, Interrupted, ToolFailed
 from imagesmith.host import Host
-from imagesmith.machine.arguments import PROGRAMS, MachineSpec, Wires, arguments
+from imagesmith.machine import memory
+from imagesmith.machine.arguments import MachineSpec, Wires, arguments
 from imagesmith.machine.qemu import Machine
 
 _SECONDS = 600.0
-_POLL = 0.02
-_PURPOSE = "keep a running guest's state"
-_PLACES = re.compile(r'("filename":|"path":|file=|path=|fd=)("[^"]*"|[^,"]*)')
+_POLL = 0.005
+_DEVICES = "devices.zst"
+_PLACES = re.compile(r'("filename":|"path":|file=|path=|fd=|/fd/)("[^"]*"|[^,"]*)')
+_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
-def fit(spec: MachineSpec, host: Host) -> str:
-    """What a state depends on, as a digest: QEMU's version, the hardware, and under KVM the host's processor."""
-    wires = Wires(0, 0, 0, (0,) * len(spec.ports))
+def fit(spec: MachineSpec, version: object) -> str:
+    """What a state depends on, as a digest: QEMU's version, the hardware, and under KVM the host's processor.
+
+    ``version`` is what QEMU says of itself (QMP: ``query-version``).
+    """
+    wires = Wires(0, 0, 0, (0,) * len(spec.ports), 0)
     words = [_PLACES.sub(r"\1", word) for word in arguments(replace(spec, incoming=False), wires)]
-    version = host.run([PROGRAMS[spec.arch], "--version"], purpose=_PURPOSE).text.splitlines()[0]
     processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0] if spec.accelerator == "kvm" else ""
     model = [line for line in processor.splitlines() if line.startswith(("vendor_id", "model name", "flags"))]
     return hashlib.sha256(json.dumps([version, words, model]).encode()).hexdigest()
 
 
-def save(machine: Machine, file: Path, host: Host) -> None:
-    """Write the state of ``machine`` to ``file`` (to be made); the guest is stopped then, as after QMP's ``stop``.
+def check(machine: Machine) -> None:
+    """Raise ToolFailed where this QEMU cannot leave the memory out of a state."""
+    machine.qmp.execute("migrate-set-capabilities", _SHARED)
 
-    Raises MissingTool, ToolFailed, GuestFailed, Interrupted; the guest may be continued then, too.
-    """
-    host.require("zstd", _PURPOSE)
-    reader, writer = os.pipe()
-    packed = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        with host.start(["zstd", "-1", "-T0", "-q", "-c"], purpose=_PURPOSE, stdin=reader, stdout=packed) as packer:
-            os.close(reader)
-            try:
-                machine.qmp.send_file("state", writer)
-            finally:
-                os.close(writer)
+
+class State:
+    """The state of a machine that has stopped, on its way into files."""
+
+    def __init__(self, machine: Machine, host: Host) -> None:
+        """Take the devices' state; the guest is stopped, as after QMP's ``stop``, and its memory is a file.
+
+        The memory is still the machine's: it must not go on before ``write`` is done, but it may end. Raises
+        ToolFailed, GuestFailed, Interrupted.
+        """
+        self._host = host
+        stream = os.memfd_create("devices", os.MFD_CLOEXEC)
+        try:
+            check(machine)
             # Nobody else waits for the wire or the disk: all at once, not 128 MiB/s (QAPI: MigrationParameters).
             machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+            machine.qmp.send_file("state", stream)
             machine.qmp.execute("migrate", uri="fd:state")
             _wait(machine, host, "completed")
-            if packer.wait(_SECONDS) != 0:
-                raise ToolFailed(f"zstd failed (exit status {packer.returncode}) to {_PURPOSE}")
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(packed)
-
-
-def restore(machine: Machine, file: Path, host: Host) -> None:
-    """Put the state in ``file`` into ``machine``, which was started with ``MachineSpec.incoming`` and waits for it.
-
-    The guest does not run yet: QMP's ``cont`` lets it. Raises MissingTool, ToolFailed, GuestFailed, Interrupted.
-    """
-    host.require("zstd", _PURPOSE)
-    reader, writer = os.pipe()
-    with host.start(["zstd", "-d", "-q", "-c", file], purpose=_PURPOSE, stdout=writer) as unpacker:
-        os.close(writer)
-        try:
-            machine.qmp.send_file("state", reader)
+            self._devices = os.pread(stream, os.fstat(stream).st_size, 0)
         finally:
-            os.close(reader)
-        machine.qmp.execute("migrate-incoming", uri="fd:state")
+            os.close(stream)
+        self._memory = os.dup(machine.memory)
+
+    def write(self, folder: Path) -> None:
+        """Write it into files of ``folder``, and let go of the memory. Raises OSError, Interrupted."""
         try:
-            _wait(machine, host, "completed")
-        except ToolFailed as error:  # what it cannot take ends it
-            raise GuestFailed(f"QEMU did not take the state: {error.message}") from error
-        if unpacker.wait(_SECONDS) != 0:  # its checksum is at the end
-            raise GuestFailed("the state is damaged")
+            memory.write(folder / _DEVICES, self._devices)
+            memory.pack(self._memory, folder, lambda: self._host.cancelled)
+        finally:
+            os.close(self._memory)
+
+
+def restore(machine: Machine, folder: Path, host: Host) -> None:
+    """Put the devices' state in ``folder`` into ``machine``, which was started with ``MachineSpec.incoming``.
+
+    Its memory must be unpacked. The guest does not run yet: QMP's ``cont`` lets it. Raises GuestFailed, ToolFailed,
+    OSError, Interrupted.
+    """
+    devices = memory.read(folder / _DEVICES)
+    stream = os.memfd_create("devices", os.MFD_CLOEXEC)
+    try:
+        os.pwrite(stream, devices, 0)
+        check(machine)
+        machine.qmp.send_file("state", stream)
+    finally:
+        os.close(stream)
+    machine.qmp.execute("migrate-incoming", uri="fd:state")
+    try:
+        _wait(machine, host, "completed")
+    except ToolFailed as error:  # what it cannot take ends it
+        raise GuestFailed(f"QEMU did not take the state: {error.message}") from error
 
 
 def _wait(machine: Machine, host: Host, wanted: str) -> None:

@@ -42,17 +42,21 @@ class Machine:
     """Our end of the control channel (see guest.py)."""
     ports: tuple[socket.socket, ...]
     """Our ends of the spec's ``ports``."""
+    memory: int
+    """The guest's memory, an open file, where the spec has ``memory_file``; else -1."""
     _process: Process
     _stderr: IO[bytes]
 
     def __init__(
         self, host: Host, spec: MachineSpec, console_log: Path, *, purpose: str = "boot a guest",
-        lost: Callable[[], str] = lambda: "",
+        lost: Callable[[], str] = lambda: "", memory: int = -1,
     ) -> None:  # fmt: skip
         """``console_log`` is a file to make: what the guest says, as it says it. ``purpose``: "needed to …".
 
-        ``lost`` says, in words, that something has ended without which the guest cannot go on.
+        ``lost`` says, in words, that something has ended without which the guest cannot go on. ``memory`` is the open
+        file for a spec with ``memory_file`` (memory.py).
         """
+        self.memory = memory
         self.spec = spec
         self._host = host
         self._console_log = console_log
@@ -61,6 +65,7 @@ class Machine:
         self._forwards: dict[int, tuple[str, int]] = {}
         self._restarts = 0
         self._reason = ""
+        self._deserted = False
 
     def __enter__(self) -> Self:
         """Start QEMU. Raises MissingTool, GuestFailed (with QEMU's own words when it ends at once), Interrupted."""
@@ -71,12 +76,14 @@ class Machine:
             for ours, _ in pairs:
                 stack.callback(ours.close)
             wires = Wires(monitor=a.fileno(), console=b.fileno(), control=c.fileno(),
-                          ports=tuple(end.fileno() for _, end in more))  # fmt: skip
+                          ports=tuple(end.fileno() for _, end in more),
+                          memory=self.memory if self.spec.memory_file else None)  # fmt: skip
+            passed = [end.fileno() for _, end in pairs] + ([self.memory] if self.spec.memory_file else [])
             try:
                 self._stderr = stack.enter_context(tempfile.TemporaryFile())
                 self._process = stack.enter_context(
                     self._host.start(arguments(self.spec, wires), purpose=self._purpose, stderr=self._stderr,
-                                     pass_fds=[end.fileno() for _, end in pairs])
+                                     pass_fds=passed)
                 )  # fmt: skip
             finally:
                 for _, end in pairs:
@@ -109,6 +116,12 @@ class Machine:
         """How often the guest has restarted itself."""
         self._take_events()
         return self._restarts
+
+    @property
+    def deserted(self) -> bool:
+        """Whether whoever had the control channel open in the guest has closed it, or ended."""
+        self._take_events()
+        return self._deserted
 
     def check(self, fault: Callable[[str], str | None] = lambda text: None) -> None:
         """Raise if there is no use in going on.
@@ -170,6 +183,8 @@ class Machine:
                 self._restarts += 1
             elif event["event"] == "SHUTDOWN":
                 self._reason = data.get("reason", "")
+            elif event["event"] == "VSERPORT_CHANGE" and data.get("id") == "control":
+                self._deserted = not data["open"]
 
     @property
     def ended(self) -> str:

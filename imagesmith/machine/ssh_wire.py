@@ -16,7 +16,7 @@ from imagesmith.machine.qemu import Machine
 
 _CHUNK = 65536
 _POLL = 0.1
-_HOLD_SECONDS = 300.0
+HOLD_SECONDS = 300.0
 _AT_ONCE = threading.Event()
 _AT_ONCE.set()
 _ALIVE_SECONDS = 30.0
@@ -28,20 +28,30 @@ _LAST_CHANCE = 10.0
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
 
 # Freezing writes everything that is pending and empties the journal (fsfreeze(8)): the disk is then as if unmounted.
-# The shell that froze it also thaws it, even when the connection is gone (read meets the end of stdin). / comes last,
-# because it was mounted first. It forks as little as can be: that takes its time in an emulated guest.
+# / comes last, because it was mounted first. It forks as little as can be: that takes its time in an emulated guest.
+FREEZE = f"""{_PATH}points= others=
+while read -r device point type rest; do
+    case $type:$device in
+    ext[234]:*|xfs:*|btrfs:*) points="$point $points" ;;
+    zfs:*|*:/dev/*) others=yes ;;
+    esac
+done </proc/mounts
+held=
+if ! command -v fsfreeze >/dev/null; then sync; else
+    [ -z "$others" ] || sync
+    for point in $points; do fsfreeze -f "$point" && held="$point $held"; done
+fi
+echo "held $held"
+"""
+"""For the guest's shell: hold its file systems still; tells which."""
+THAW = f"""{_PATH}while read -r device point type rest; do
+    case $type in ext[234]|xfs|btrfs) fsfreeze -u "$point" 2>/dev/null ;; esac
+done </proc/mounts
+"""
+"""For the guest's shell: let all of them go."""
+# The shell that froze them also thaws them, even when the connection is gone (read meets the end of stdin).
 HOLD = f"""{_PATH}while read -r word; do
-    sync
-    points=
-    while read -r device point type rest; do
-        case $type in ext[234]|xfs|btrfs) points="$point $points" ;; esac
-    done </proc/mounts
-    held=
-    if command -v fsfreeze >/dev/null; then
-        for point in $points; do fsfreeze -f "$point" && held="$point $held"; done
-    fi
-    echo "held $held"
-    read -r word
+    {FREEZE}    read -r word
     for point in $held; do fsfreeze -u "$point"; done
     echo thawed
 done
@@ -100,7 +110,7 @@ class Holder:
                                       tail=self._machine.console.tail())  # fmt: skip
                 self._said += news
 
-        return self._machine.watch(until, within=_HOLD_SECONDS, doing=doing, wake=_AT_ONCE)
+        return self._machine.watch(until, within=HOLD_SECONDS, doing=doing, wake=_AT_ONCE)
 
 
 class Pulse:
