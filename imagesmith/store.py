@@ -27,7 +27,16 @@ import platformdirs
 from imagesmith import store_files as files
 from imagesmith import store_record
 from imagesmith.errors import ImagesmithError, Interrupted, StoreError
-from imagesmith.store_care import Damage, checkpoints, choose, damage, drop_damaged, strays, without_folders
+from imagesmith.store_care import (
+    Damage,
+    checkpoints,
+    choose,
+    damage,
+    drop_damaged,
+    half_checkpoints,
+    strays,
+    without_folders,
+)
 from imagesmith.store_files import Lock, lock
 from imagesmith.store_index import SCHEMA, Index, Layer, folder_name
 
@@ -290,9 +299,8 @@ class Store:
             yield Use(self, name, cancelled)
         finally:
             try:
-                if self.index.there:
-                    with self.index.change():
-                        self.index.end(name)
+                with suppress(StoreError), self.index.change():  # else the next build does: nobody locks it any more
+                    self.index.end(name)
             finally:
                 alive.release(remove=True)
 
@@ -411,9 +419,14 @@ class Store:
     def _sweep(self) -> None:
         """Remove what dead builds left, and let the index say what is there."""
         left, _ = strays(self.root, self.index)
+        half = half_checkpoints(self.root, self.index)
         for layer in without_folders(self.root, self.index):
             left += [above.folder for above in drop_damaged(self.index, layer)[0]]
-        self._remove_all(left)
+        self._remove_all(left + half)
+        for folder in half:
+            for layer in self.index.layers("id = ?", int(folder.parent.name)):
+                with self.index.change():
+                    self.index.resize(layer, self.measure(layer.folder))
 
     def _remove_all(self, paths: list[Path]) -> None:
         """Remove files and folders; the latter get other names before, as they take a while to go."""

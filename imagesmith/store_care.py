@@ -63,6 +63,14 @@ def without_folders(root: Path, index: Index) -> list[Layer]:
     return [layer for layer in index.layers() if layer.id in lost] if lost else []
 
 
+def half_checkpoints(root: Path, index: Index) -> list[Path]:
+    """Checkpoints that whoever made or removed them was killed at: without their sums they are of no use."""
+    beside = [path for path in (root / "layers").glob(f"*/{CHECKPOINT}") if path.parent.name.isdigit()]
+    found = [path for path in beside if not (path / SUMS).exists()]
+    held = index.held() if found else set()  # asked afterwards: a build has its checkpoints finished before it ends
+    return [path for path in found if path.parent.name not in held]
+
+
 def checkpoints(index: Index, limit: int, other: int, *, done: str = "") -> list[tuple[Path, Layer, int]]:
     """The checkpoints to remove so that at most ``limit`` bytes are left beside ``other`` ones: folders, the layers
     that they are beside, and what these take without them. Those that were used longest ago come first.

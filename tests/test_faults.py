@@ -14,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from imagesmith.disk.attach import attached
+from imagesmith.errors import GuestFailed
+from imagesmith.host import Host
+from imagesmith.machine.arguments import Drive, MachineSpec
+from imagesmith.machine.qemu import Machine
 from imagesmith.store import Store
 from tests.conftest import Command, Golden
-from tests.faults import Campaign, gone
+from tests.faults import Campaign, gone, started_by
 
 SEED = int(os.environ.get("FAULT_SEED", "20261127"))
 """Another one tries other moments; it is printed."""
@@ -51,6 +56,25 @@ def test_no_space_left_at_any_point(command: Command, golden: Golden, tmp_path: 
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     assert done.stdout.count(" KiB left: exit 1") >= 3, done.stdout
+
+
+def test_a_guest_whose_disk_is_gone_is_given_up_at_once(tmp_path: Path) -> None:
+    """It would wait for its disk, and we for it, until the deadline."""
+    host, disk = Host(), tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+    with pytest.raises(GuestFailed, match="storage daemon that holds the guest's disk was killed by SIGKILL"):
+        _lose(host, disk, tmp_path)
+
+
+def _lose(host: Host, disk: Path, folder: Path) -> None:
+    with attached([disk], host, writable=True, nbd=True) as opened:
+        spec = MachineSpec(drives=(Drive(opened.socket, "nbd"),), memory=64 << 20)
+        with Machine(host, spec, folder / "console", lost=opened.lost) as machine:
+            machine.check()
+            daemon = started_by(os.getpid(), "qemu-storage-da")
+            assert daemon is not None
+            os.kill(daemon, signal.SIGKILL)
+            machine.watch(lambda: None, within=60, doing="anything")
 
 
 # -- several builds in one store ---------------------------------------------------------------------------------------
