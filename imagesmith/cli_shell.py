@@ -48,6 +48,7 @@ def shell(
         raise usage("shell: stdin is no terminal, and a shell needs one; 'imagesmith shell RECIPE -- COMMAND' runs a "
                     "command")  # fmt: skip
     from imagesmith.host import Host
+    from imagesmith.scratch import scratch
     from imagesmith.workbench import Bench
 
     host, said = Host(), _Said()
@@ -55,12 +56,12 @@ def shell(
         if target.suffix not in (".yaml", ".yml"):
             if after:
                 raise usage("--after: an image has no steps")
-            with _image(target, host, said) as guest:
+            with scratch(), _image(target, host, said) as guest:
                 return _let_in(guest, command or [], said)
         planned = parts.plan_of(target, parts.overrides_of(var, var_file))
         store = parts.the_store()
         bench = Bench(store, host, epoch=planned.facts.epoch, note=said)
-        with store.using(cancelled=lambda: host.cancelled) as use:
+        with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
             node, layer = _found(planned, use, after)
             with _opened(planned, node, layer, use, bench, host, said) as guest:
                 return _let_in(guest, command or [], said)
