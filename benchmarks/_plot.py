@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 40, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 72, 48
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6")
 _STYLE = "text{font:12px sans-serif;fill:#222}.axis{stroke:#222}.grid{stroke:#ddd}"
 
@@ -40,7 +40,7 @@ class Plot:
             path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in line)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in line]
-            parts.append(_text(_WIDTH - _RIGHT, _TOP - 22 + 14 * number, name, "end", colour=colour))
+            parts.append(_text(_WIDTH - _RIGHT, 18 + 14 * number, name, "end", colour=colour))
         head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
                 f'width="{_WIDTH}" height="{_HEIGHT}">')  # fmt: skip
         white = f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
