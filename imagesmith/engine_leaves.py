@@ -100,7 +100,7 @@ class Leaves:
             disk = self._bench.disk(below.folder)
             if kind.sameness:
                 work.facts.update(sameness=kind.sameness, disk=below.id, recipe=node.recipe.name)
-                disk = replace(disk, earlier=self._earlier(node, below, kind.sameness, use))
+                disk = replace(disk, earlier=self._earlier(node, below, kind.sameness, use, work))
             made = kind.write(disk, maker, directory, self._host, work.log)
             work.facts["virtual_size"] = disk.virtual_size
         else:
@@ -113,7 +113,7 @@ class Leaves:
             {"name": path.name, "size": path.stat().st_size, "sha256": _sha256(path)} for path in made
         ]
 
-    def _earlier(self, node: Node, below: Layer, sameness: str, use: Use) -> Earlier | None:
+    def _earlier(self, node: Node, below: Layer, sameness: str, use: Use, work: Work) -> Earlier | None:
         """The artifact with this sameness whose disk has most layers in common with ours, or is of the same recipe."""
         layers = {layer.id: layer for layer in use.store.layers()}
         ours = set(_chain(below.id, layers))
@@ -129,6 +129,7 @@ class Leaves:
         _, _, best = max(shared, key=lambda one: one[:2])
         if not use.keep(best):
             return None
+        work.facts["made_of"] = [best.id]
         disk = layers.get(str(best.facts["disk"]))
         there = disk is not None and use.keep(disk)
         made = cast(list[dict[str, str]], best.facts["files"])

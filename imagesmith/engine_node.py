@@ -118,6 +118,8 @@ class Nodes:
             seconds = time.monotonic() - start
             work.facts.update(seconds=round(seconds, 3), options=node.options, verb=node.verb, place=node.place,
                               world=node.world)  # fmt: skip
+            if below is not None:  # should that turn out to be damaged, this is worth nothing (store_care)
+                work.facts["made_of"] = [below.id, *cast(list[str], work.facts.get("made_of", []))]
             files = cast(list[dict[str, object]], work.facts.get("files", []))
             layer = slot.commit(work.facts, digests={f"files/{file['name']}": str(file["sha256"]) for file in files})
             self._remember(use.store, node, seconds)

@@ -412,7 +412,7 @@ class Store:
                 self.index.correct(found.row)
         if found.layer is None:
             return []
-        gone, kept = drop_damaged(self.index, found.layer)
+        gone, kept = drop_damaged(self.index, found.layer, rotten=found.layer.folder.exists())
         left += [layer.folder for layer in gone]
         return [f"layer {layer.id} is in use by a running build: not removed" for layer in kept]
 
@@ -421,7 +421,7 @@ class Store:
         left, _ = strays(self.root, self.index)
         half = half_checkpoints(self.root, self.index)
         for layer in without_folders(self.root, self.index):
-            left += [above.folder for above in drop_damaged(self.index, layer)[0]]
+            left += [above.folder for above in drop_damaged(self.index, layer, rotten=False)[0]]
         self._remove_all(left + half)
         for folder in half:
             for layer in self.index.layers("id = ?", int(folder.parent.name)):

@@ -206,20 +206,25 @@ def _rot_beside(checkpoint: Path) -> str | None:
     return None
 
 
-def drop_damaged(index: Index, damaged: Layer) -> tuple[list[Layer], list[Layer]]:
-    """Take a layer and all that stand on it out of the index; return those that went, and those that are in use."""
+def drop_damaged(index: Index, damaged: Layer, *, rotten: bool) -> tuple[list[Layer], list[Layer]]:
+    """Take a layer and all that stand on it out of the index; return those that went, and those that are in use.
+
+    Where it is ``rotten``, and not only gone, what was made of it goes, too: its maker noted that in the fact
+    ``made_of``, a list of ids.
+    """
     with index.change():
-        affected = {damaged.id}
-        above = [layer for layer in index.layers() if layer.id == damaged.id]
-        for layer in index.layers():  # in the order of making, so parents come first
-            if layer.parent in affected:
-                affected.add(layer.id)
-                above.append(layer)
+        layers, affected = index.layers(), {damaged.id}
+        while more := {
+            layer.id
+            for layer in layers
+            if layer.id not in affected and (layer.parent in affected or (rotten and affected & _made_of(layer)))
+        }:
+            affected |= more
         held = index.held()
         gone: list[Layer] = []
         kept: list[Layer] = []
         needed: set[str | None] = set()
-        for layer in reversed(above):
+        for layer in reversed([layer for layer in layers if layer.id in affected]):  # parents were made before
             if layer.id in held:
                 kept.append(layer)
             if layer.id in held or layer.id in needed:
@@ -228,3 +233,8 @@ def drop_damaged(index: Index, damaged: Layer) -> tuple[list[Layer], list[Layer]
             index.drop(layer)
             gone.append(layer)
     return gone, kept
+
+
+def _made_of(layer: Layer) -> set[object]:
+    found = layer.facts.get("made_of")
+    return set(found) if isinstance(found, list) else set()

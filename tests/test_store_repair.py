@@ -42,9 +42,9 @@ def fill(root: Path) -> dict[str, Layer]:
             (slot.folder / "checkpoint" / "SHA256SUMS").write_text("\n".join(sums) + "\n")
             online = slot.commit()
         image = make(use, "image", online, gives="files")
-        with use.making("checks", gives="record", name="checks", parent=None) as slot:
+        with use.making("checks", gives="record", name="checks") as slot:
             (slot.folder / "log").write_text("all passed\n")
-            checks = slot.commit({"checks": [{"passed": True}]})
+            checks = slot.commit({"checks": [{"passed": True}], "made_of": [online.id]})
     return {layer.key: layer for layer in (tree, base, online, image, checks)}
 
 
@@ -66,8 +66,8 @@ def lose_index(root: Path) -> None:
     [
         ("tree", "upper/etc/passwd", {"tree"}),
         ("tree", "log", {"tree"}),
-        ("base", "disk.qcow2", {"base", "online", "image"}),
-        ("online", "disk.qcow2", {"online", "image"}),
+        ("base", "disk.qcow2", {"base", "online", "image", "checks"}),
+        ("online", "disk.qcow2", {"online", "image", "checks"}),
         ("image", "disk.qcow2", {"image"}),
         ("checks", "log", {"checks"}),
         ("online", "checkpoint/state.zst", set()),
