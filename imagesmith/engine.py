@@ -20,7 +20,7 @@ from imagesmith.events import Listener
 from imagesmith.host import Host
 from imagesmith.interfaces import Driver, Log, Root, Running, Session
 from imagesmith.kinds import Booting, Seen, Step
-from imagesmith.plan import Node, Plan
+from imagesmith.plan import ONLINE, Node, Plan
 from imagesmith.store import Layer, Store, Use
 
 DEFAULT_TIMEOUT = 3600.0
@@ -159,7 +159,8 @@ class Engine:
                                     raise
                                 if seen:
                                     work.facts["seen"] = self._nodes.without_secrets(seen)
-                        self._closing.made(outcome.layers[node.name])
+                        if node.driver in ONLINE:
+                            self._closing.made(outcome.layers[node.name])
                         break
                     except (StepFailed, TimedOut) as error:
                         if not attempt:
@@ -189,7 +190,11 @@ class Closing:
     def __exit__(self, *exc: object) -> None:
         """Wait for all. Raises what went wrong at their ends, unless something else has."""
         self._pool.shutdown()
-        self._use.measure_again(self._layers)
+        if self._layers:
+            store = self._use.store
+            with store.index.change():
+                for layer in self._layers:
+                    store.index.resize(layer, store.measure(layer.folder))
         for end in self._ends:
             if exc[0] is None:
                 end.result()

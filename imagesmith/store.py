@@ -18,7 +18,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -117,14 +117,6 @@ class Use:
             if there:
                 self.store.index.hold(self.lease, layer)
         return there
-
-    def measure_again(self, layers: Sequence[Layer]) -> None:
-        """Note what layers of this build take by now: a checkpoint may have been put beside them."""
-        for layer in layers:
-            size = self.store.measure(layer.folder)
-            if size != layer.size:
-                with self.store.index.change():
-                    self.store.index.resize(layer, size)
 
     @contextmanager
     def making(

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.spinner import Spinner
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from imagesmith.events import Event, Listener
+
+if TYPE_CHECKING:  # it takes its time to be imported, and only a terminal needs it
+    from rich.console import Group
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
 
 _MARKS = {"node-done": ("✔", "green"), "node-cached": ("·", "dim"), "node-failed": ("✘", "bold red"),
           "note": ("!", "yellow")}  # fmt: skip
@@ -70,6 +72,9 @@ def shown(style: str, *, verbose: bool = False) -> Iterator[Shown]:
 
         yield Shown(as_json)
         return
+    from rich.console import Console
+    from rich.live import Live
+
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield Shown(lambda event: _plain(event, verbose))
@@ -117,6 +122,9 @@ class _Picture:
 
     def take(self, event: Event) -> list[Text]:
         """Take an event; return the lines that are finished by it."""
+        from rich.spinner import Spinner
+        from rich.text import Text
+
         key = event.recipe + "\n" + event.node
         if event.event == "node-start":
             self._running[key] = (time.monotonic(), "", Spinner("dots"))
@@ -144,6 +152,9 @@ class _Picture:
         return [line, *(Text(f"    {text}", style="dim") for text in _strings(event.data.get("tail")))]
 
     def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
         rows = []
         for key, (began, last, spinner) in sorted(self._running.items()):
             took = duration(time.monotonic() - began)
