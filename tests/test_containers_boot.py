@@ -1,0 +1,71 @@
+"""A real system in each system container's own program, started to the end of its start-up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HERE, Command
+from tests.consumers import ask
+from tests.systems import Inside, booted_by_nspawn, lxd, needs_root, started_by_lxc, started_up
+from tests.test_outputs import make_disk, write
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(needs_root(), reason="containers are started by root")]
+
+
+@pytest.fixture(scope="module")
+def system(command: Command) -> Path:
+    """The folder with all that is made of a Debian with systemd, sshd and nginx."""
+    command("build", HERE / "recipes/containers.yaml")
+    return command.output / "system"
+
+
+def sound(inside: Inside, name: str) -> None:
+    """Hold a container against what every one must be: started, itself, with a resolver and no machine's rests."""
+    state, failed = started_up(inside)
+    # none of these has a network that it could wait for
+    assert state == "running" or failed == {"systemd-networkd-wait-online.service"}
+    assert inside("systemctl", "is-active", "nginx", "ssh").split() == ["active", "active"]
+    assert inside("hostname").strip() == name
+    assert len(inside("cat", "/etc/machine-id").strip()) == 32
+    assert "nameserver 127.0.0.53" in inside("cat", "/etc/resolv.conf")
+    assert inside("sh", "-c", "cat /etc/fstab; ls -A /boot /lib/modules | grep -v :$ || :").split() == []
+    assert inside("stat", "-c", "%u %a", "/var/lib/nginx", "/root").split() == ["0", "755", "0", "700"]
+
+
+def test_systemd_nspawn_boots_it(system: Path, tmp_path: Path) -> None:
+    with booted_by_nspawn(system / "system.nspawn.tar.gz", tmp_path) as inside:
+        sound(inside, "debian")
+
+
+def test_lxc_starts_it(system: Path, tmp_path: Path) -> None:
+    with started_by_lxc(system / "system.lxc.meta.tar.xz", system / "system.lxc.rootfs.tar.xz", tmp_path) as inside:
+        sound(inside, "c1")
+        assert "127.0.1.1\tc1\n" in inside("cat", "/etc/hosts")
+
+
+def test_lxd_imports_and_launches_split_and_unified_images_and_imports_a_virtual_machine(
+    system: Path, tmp_path: Path
+) -> None:
+    with lxd() as daemon:
+        daemon("image", "import", system / "system.incus.tar.xz", system / "system.incus.squashfs", "--alias", "split")
+        daemon("image", "import", system / "system.incus-unified.tar.xz", "--alias", "unified")
+        for image in ("split", "unified"):
+            with daemon.launched(image) as inside:
+                sound(inside, "c1")
+                assert "127.0.1.1\tc1\n" in inside("cat", "/etc/hosts")
+        said = daemon("image", "info", "split")
+        assert "os: Debian" in said
+        assert "release: bookworm" in said
+        disk = replace(make_disk(tmp_path / "disk"), firmware=("uefi",))
+        about, image = write("incus-vm", {}, disk, tmp_path / "out")
+        daemon("image", "import", about, image, "--alias", "vm")
+        assert "Type: virtual-machine" in daemon("image", "info", "vm")
+
+
+def test_systemd_nspawn_runs_a_command_in_the_squashfs(system: Path, tmp_path: Path) -> None:
+    ask("unsquashfs", "-q", "-n", "-d", tmp_path / "root", system / "system.squashfs")
+    said = ask("systemd-nspawn", "-q", "--register=no", "--keep-unit", "-D", tmp_path / "root", "nginx", "-v")
+    assert "nginx/" in said
