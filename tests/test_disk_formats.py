@@ -203,9 +203,12 @@ def test_a_disk_too_large_for_a_vhd_is_refused(tmp_path: Path, name: str, option
 
 
 def test_what_is_known_beforehand_is_refused_when_the_recipe_is_planned(tmp_path: Path) -> None:
-    recipe = "arch: aarch64\nbase: {disk: {path: old.raw}}\noutputs: [qcow2, vhd, {azure: {generation: 1}}, vhdx]\n"
+    recipe = (
+        "arch: aarch64\nbase: {disk: {path: old.raw}}\n"
+        "outputs: [qcow2, vhd, {azure: {generation: 1}}, vhdx, ova, {vagrant: virtualbox}, vagrant]\n"
+    )
     with pytest.raises(RecipeError) as caught:
         plan(tmp_path, recipe)
-    assert [(told.line, told.column) for told in caught.value.complaints] == [(3, 18), (3, 23)]
+    assert [(told.line, told.column) for told in caught.value.complaints] == [(3, 18), (3, 23), (3, 55), (3, 60)]
     assert "take vhdx" in caught.value.message
-    assert plan(tmp_path, recipe, only=["qcow2", "vhdx"]).outputs
+    assert plan(tmp_path, recipe, only=["qcow2", "vhdx", "libvirt.box"]).outputs

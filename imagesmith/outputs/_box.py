@@ -87,6 +87,13 @@ def provider_of(provider: str) -> str:
     return "libvirt" if provider == "qemu" else provider
 
 
+def demand_pc(provider: str, arch: str) -> None:
+    """Raise BuildError where the provider cannot run guests of this processor."""
+    if provider not in ("libvirt", "qemu") and arch != "x86_64":
+        raise BuildError(f"a box for {provider} runs on a PC's hardware; there is none for {arch}",
+                         hint="take provider libvirt or qemu")  # fmt: skip
+
+
 def contents(
     provider: str, disk: Disk, maker: Maker, work: Path, host: Host, log: Log, *, extra: Sequence[int] = (),
 ) -> Contents:  # fmt: skip
@@ -94,9 +101,7 @@ def contents(
 
     Raises BuildError where the provider cannot run the image, or ToolFailed.
     """
-    if provider not in ("libvirt", "qemu") and maker.arch != "x86_64":
-        raise BuildError(f"a box for {provider} runs on a PC's hardware; there is none for {maker.arch}",
-                         hint="take provider libvirt or qemu")  # fmt: skip
+    demand_pc(provider, maker.arch)
     if extra and provider not in ("libvirt", "qemu"):
         raise BuildError(f"a box for {provider} holds one disk", hint="'extra_disks' is for libvirt")
     return _WRITERS[provider](disk, maker, work, host, log, extra)

@@ -83,9 +83,7 @@ def write_package(
     disk_name: str,
 ) -> dict[str, str]:  # fmt: skip
     """Write the disk and the descriptor into ``work``; return each file's SHA-256, the descriptor first."""
-    if maker.arch != "x86_64":
-        raise BuildError(f"an OVF appliance's hardware is a PC's; there is none for {maker.arch}",
-                         hint="take the output qcow2 or raw")  # fmt: skip
+    demand_pc(maker.arch)
     _check_drivers(disk, hardware, log)
     uefi = "bios" not in disk.firmware
     if uefi and hardware != "vmware":
@@ -98,6 +96,13 @@ def write_package(
     )  # fmt: skip
     (work / descriptor_name).write_text(descriptor(appliance), encoding="utf-8")
     return {name: sha256(work / name) for name in (descriptor_name, disk_name)}
+
+
+def demand_pc(arch: str) -> None:
+    """Raise BuildError where the guest is for another processor than a descriptor's hardware has."""
+    if arch != "x86_64":
+        raise BuildError(f"an OVF appliance's hardware is a PC's; there is none for {arch}",
+                         hint="take the output qcow2 or raw")  # fmt: skip
 
 
 def _check_drivers(disk: Disk, hardware: Hardware, log: Log) -> None:

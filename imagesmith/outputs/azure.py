@@ -13,7 +13,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
-from imagesmith.outputs._fit import demand_firmware
+from imagesmith.outputs._fit import demand_drivers, demand_firmware
 from imagesmith.outputs._vhd import write_vhd
 
 
@@ -40,6 +40,7 @@ class Azure(DiskOutput, name="azure", version=1, shorthand="generation"):
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Convert, and tell how it is imported."""
         self.fit(maker.arch, disk.firmware)
+        demand_drivers(disk, [("hv_storvsc", "hv_netvsc")], "Azure", log)
         name = f"{maker.name}.azure.vhd"
         generation = self.generation or (2 if "uefi" in disk.firmware else 1)
         with workspace(directory, name) as work:

@@ -9,7 +9,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import MIB, finish, workspace
-from imagesmith.outputs._fit import demand_arch, demand_firmware
+from imagesmith.outputs._fit import demand_arch, demand_drivers, demand_firmware
 from imagesmith.outputs._raw import write_raw
 
 
@@ -29,6 +29,7 @@ class Bhyve(DiskOutput, name="bhyve", version=1):
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the disk and the configuration."""
         self.fit(maker.arch, disk.firmware)
+        demand_drivers(disk, [("virtio_blk", "virtio_net")], "bhyve", log)
         image, settings = f"{maker.name}.bhyve.raw", f"{maker.name}.bhyve.conf"
         with workspace(directory, image) as work:
             write_raw(disk, work / image, host, log)

@@ -13,9 +13,12 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
-from imagesmith.outputs._fit import demand_arch
+from imagesmith.outputs._fit import demand_arch, demand_drivers
 from imagesmith.outputs._raw import write_raw
 from imagesmith.outputs._vmdk import write_vmdk
+
+_DRIVERS = [("nvme", "ena"), ("xen_blkfront", "xen_netfront")]
+"""Instances built on Nitro, and the older ones on Xen."""
 
 
 class Ec2(DiskOutput, name="ec2", version=1, shorthand="bucket"):
@@ -46,6 +49,7 @@ class Ec2(DiskOutput, name="ec2", version=1, shorthand="bucket"):
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the disk, and what names it."""
         self.fit(maker.arch, disk.firmware)
+        demand_drivers(disk, _DRIVERS, "EC2", log)
         name, listed = f"{maker.name}.{self.label}", f"{maker.name}.{self.label}.containers.json"
         with workspace(directory, name) as work:
             if self.format == "raw":

@@ -11,10 +11,14 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import GIB, MIB, finish, workspace
+from imagesmith.outputs._fit import demand_drivers
 from imagesmith.outputs._gzip import GzipWriter
 from imagesmith.outputs._raw import Reading, write_raw
 
 _MEMBER = "disk.raw"
+
+_DRIVERS = [("virtio_scsi", "virtio_net"), ("nvme", "gve"), ("virtio_scsi", "gve"), ("nvme", "virtio_net")]
+"""What its machine types have: disks by virtio-scsi or NVMe, networks by virtio or gVNIC."""
 
 
 class Gce(DiskOutput, name="gce", version=1):
@@ -36,6 +40,7 @@ class Gce(DiskOutput, name="gce", version=1):
         need no further header. The member is plain, though Google's own command makes a sparse one: gzip takes care
         of the zeros, and where a host's file system has holes makes no difference to the bytes.
         """
+        demand_drivers(disk, _DRIVERS, "Compute Engine", log)
         name = f"{maker.name}.{self.label}"
         with workspace(directory, name) as work:
             image = work / _MEMBER

@@ -13,7 +13,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import MIB, copy_variables, finish, qcow2_sameness, workspace, write_qcow2
-from imagesmith.outputs._fit import starts_with
+from imagesmith.outputs._fit import demand_drivers, starts_with
 from imagesmith.outputs._text import xml_text
 
 _MACHINES = {"x86_64": "q35", "aarch64": "virt"}
@@ -39,6 +39,7 @@ class Libvirt(DiskOutput, name="libvirt", version=1):
 
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the image, its variables and the domain."""
+        demand_drivers(disk, [("virtio_blk", "virtio_net")], "a libvirt domain with virtio", log)
         image, domain = f"{maker.name}.libvirt.qcow2", f"{maker.name}.libvirt.xml"
         with workspace(directory, image) as work:
             write_qcow2(disk, work / image, host, log, compression="zstd")

@@ -13,7 +13,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
-from imagesmith.outputs._ovf import Hardware, manifest, write_package
+from imagesmith.outputs._ovf import Hardware, demand_pc, manifest, write_package
 from imagesmith.outputs._sign import Signing, certificate
 
 _USTAR_LIMIT = 8 << 30
@@ -30,6 +30,10 @@ class Ova(DiskOutput, name="ova", version=2, shorthand="hardware"):
 
     hardware: Hardware = Field("generic", description="The virtual hardware that the descriptor asks for")
     sign: Signing | None = Field(None, description="Who vouches for it")
+
+    def fit(self, arch: str, firmware: Sequence[str]) -> None:
+        """See Output."""
+        demand_pc(arch)
 
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the package's files and put them into a ustar, the descriptor first (DSP0243, section 5.3)."""

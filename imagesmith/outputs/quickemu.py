@@ -9,7 +9,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import MIB, finish, qcow2_sameness, workspace, write_qcow2
-from imagesmith.outputs._fit import demand_arch, starts_with
+from imagesmith.outputs._fit import demand_arch, demand_drivers, starts_with
 
 
 class Quickemu(DiskOutput, name="quickemu", version=1):
@@ -30,6 +30,7 @@ class Quickemu(DiskOutput, name="quickemu", version=1):
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the disk and the configuration."""
         self.fit(maker.arch, disk.firmware)
+        demand_drivers(disk, [("virtio_blk", "virtio_net")], "Quickemu", log)
         image, settings = f"{maker.name}.quickemu.qcow2", f"{maker.name}.quickemu.conf"
         with workspace(directory, image) as work:
             write_qcow2(disk, work / image, host, log, compression="zstd")

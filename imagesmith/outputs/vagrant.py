@@ -62,6 +62,10 @@ class Vagrant(DiskOutput, name="vagrant", version=2, shorthand="provider"):
         """See Output: the disk in a box for libvirt is a qcow2 like any other."""
         return qcow2_sameness("zstd") if self.provider in ("libvirt", "qemu") and not self.extra_disks else ""
 
+    def fit(self, arch: str, firmware: Sequence[str]) -> None:
+        """See Output."""
+        _box.demand_pc(self.provider, arch)
+
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the image as the provider wants it, and put it into a tar with the metadata first.
 

@@ -12,7 +12,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import MIB, finish, workspace
-from imagesmith.outputs._fit import demand_arch
+from imagesmith.outputs._fit import demand_arch, demand_drivers
 from imagesmith.outputs._raw import write_raw
 
 
@@ -36,6 +36,7 @@ class Xen(DiskOutput, name="xen", version=1):
     def write(self, disk: Disk, maker: Maker, directory: Path, host: Host, log: Log) -> Sequence[Path]:
         """Write the disk and both configurations."""
         self.fit(maker.arch, disk.firmware)
+        demand_drivers(disk, [("xen_blkfront", "xen_netfront")], "Xen", log)
         image = f"{maker.name}.xen.raw"
         bios = "bios" in disk.firmware
         settings = {
