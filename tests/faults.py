@@ -197,6 +197,8 @@ class Campaign:
         """The key of the base, which stays."""
         self.seconds = 0.0
         """What a build takes where the base is there."""
+        self.lives: dict[str, float] = {}
+        """What some process was seen to live."""
         self.recipe = folder / "faulty.yaml"
         self.recipe.write_text(RECIPES[kind])
         if disk is not None and not (folder / "ground.qcow2").exists():
@@ -258,7 +260,7 @@ class Campaign:
         """One build; whether something was killed in it (else it came through)."""
         figures, store = self.figures, self.command.store
         target = self.dice.choice(HAS[self.kind])
-        moment = self.seconds * (self.dice.random() if target == "build" else self.dice.random() ** 2 / 2)
+        moment = self.dice.random() * self.lives.get(target, self.seconds)
         before = {path.name for path in scratch.iterdir()}
         build = subprocess.Popen(self.command.argv("build", self.recipe), stdout=subprocess.DEVNULL, text=True,
                                  stderr=subprocess.PIPE, env=self.command.environment(TMPDIR=str(scratch)))  # fmt: skip
@@ -266,10 +268,14 @@ class Campaign:
         victim, since = None, 0.0
         while build.poll() is None and (victim is None or time.monotonic() < since + moment):
             if victim is None or not Path(f"/proc/{victim}").exists():
+                if victim is not None:
+                    self.lives[target] = time.monotonic() - since
                 victim = build.pid if target == "build" else started_by(build.pid, TARGETS[target])
                 since = time.monotonic()
             time.sleep(0.02)
         hit = victim is not None and build.poll() is None
+        if victim is not None and not hit:
+            self.lives[target] = time.monotonic() - since
         if hit:
             assert victim is not None
             try:
