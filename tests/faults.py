@@ -51,6 +51,7 @@ name: faulty
 machine: {memory: 768M}
 base: {disk: {path: ground.qcow2, trusted: true}}
 steps:
+  - shell: rm -f /etc/ssh/sshd_config.d/hardened.conf
   - shell: head -c 30000000 /dev/zero | tr '\\\\0' 'a' > /srv/one
     via: ssh
   - shell: mkdir -p /srv/many; for n in $(seq 500); do echo $n > /srv/many/$n; done
