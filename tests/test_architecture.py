@@ -21,7 +21,7 @@ MAY: dict[str, set[str]] = {
     "kinds": {"errors", "host", "interfaces", "options"},
     "password": set(),
     **{family: FOUNDATION | {family} for family in KINDS},
-    "bases": FOUNDATION | {"apt", "bases", "keys"},
+    "bases": FOUNDATION | {"apt", "bases", "keys", "look"},
     "answers": FOUNDATION | {"answers", "document"},
     "outputs": FOUNDATION | {"outputs", "cpio", "disk"},
     "steps": FOUNDATION | {"apt", "password", "steps"},

@@ -14,7 +14,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from imagesmith.apt import release
-from imagesmith.archive import Archive, archive_of, guest_file
+from imagesmith.archive import Archive, archive_of
+from imagesmith.bases import _bootable
 from imagesmith.bases._mirrors import Mirrors, host_mirrors, sources
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root, Workshop
@@ -24,16 +25,9 @@ Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.:-]+$")]
 Url = Annotated[str, Field(pattern=r"^(https?|file|copy)://?[^\s\[\]]+$")]
 
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
-_KERNELS = {"debian": "linux-image-cloud-{arch}", "ubuntu": "linux-image-virtual"}
 _COMPONENTS = {"debian": ["main"], "ubuntu": ["main", "universe"]}
-_BOOTABLE = ("systemd", "systemd-sysv", "udev", "dbus", "initramfs-tools", "zstd", "e2fsprogs", "kmod", "linux-base")
-"""What a system needs besides its kernel to boot, be reached and shut down."""
-_SEPARATE = ("?exact-name(systemd-repart)", "?exact-name(systemd-resolved)")
-"""Packages of newer suites; older ones have them inside of systemd, and then these apt patterns match nothing."""
 _HOST_KEYRING = "/usr/share/keyrings/{distribution}-archive-keyring.gpg"
 _OWN_KEYRING = "/etc/apt/keyrings/bootstrap.gpg"
-_UNITS = "etc/systemd/system"
-_KEYS = "imagesmith-ssh-host-keys.service"
 _SETUP = """
 printf 'Acquire::Languages "none";\\nAcquire::Retries "3";\\n' >> "$MMDEBSTRAP_APT_CONFIG"
 mkdir -p "$1/etc/dpkg/dpkg.cfg.d"
@@ -101,7 +95,8 @@ class Bootstrap(Base, name="bootstrap", version=1):
         """The packages to install, sorted. ``arch`` as Debian names it."""
         names = set(self.packages)
         if self._boots:
-            names |= {*_BOOTABLE, *_SEPARATE, self.kernel or _KERNELS[self.distribution].format(arch=arch)}
+            kernel = self.kernel or _bootable.KERNELS[self.distribution].format(arch=arch)
+            names |= {*_bootable.PACKAGES, *_bootable.SEPARATE, kernel}
         return tuple(sorted(names))
 
     @property
@@ -118,7 +113,8 @@ class Bootstrap(Base, name="bootstrap", version=1):
         with tempfile.TemporaryDirectory(prefix="imagesmith-") as scratch:
             first = Path(scratch, "first.tar")
             with first.open("wb") as out, Archive(out, epoch=shop.epoch) as archive:
-                self._before(archive)
+                if self._boots:
+                    _bootable.before(archive)
             shop.inside(
                 self.arguments(arch, into, lines, first, lists=Path(scratch)),
                 purpose=f"bootstrap {self.describe()}",
@@ -166,44 +162,22 @@ class Bootstrap(Base, name="bootstrap", version=1):
             *(f"--include={name}" for name in self.wanted(arch)), *hooks, self.suite, str(into), *lines,
         ]  # fmt: skip
 
-    def _before(self, archive: Archive) -> None:
-        """What packages' own scripts look at while they are installed."""
-        if self._boots:
-            archive.data("etc/fstab", guest_file("fstab"))
-            archive.data("etc/kernel-img.conf", guest_file("kernel-img.conf"))
-            archive.data("etc/initramfs-tools/conf.d/resume", b"RESUME=none\n")  # not this host's swap
-            archive.directory("boot/efi")
-
     def _finish(self, root: Root, lines: tuple[str, ...], keyring: Path) -> None:
-        resolved = root.exists("/lib/systemd/systemd-resolved")
-        root.remove(["/etc/hostname", "/etc/resolv.conf", "/etc/.resolv.conf.systemd-resolved.bak",
-                     "/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub"])  # fmt: skip
+        resolved = _bootable.has_resolved(root)
+        _bootable.own_state(root)
         root.unpack(archive_of(lambda archive: self._after(archive, resolved, lines, keyring), epoch=root.epoch))
         if self._boots:
-            root.run(["systemctl", "enable", "systemd-networkd.service", *(["systemd-resolved.service"] * resolved)],
-                     env={"SYSTEMD_OFFLINE": "1"})  # fmt: skip
+            _bootable.enable(root, resolved=resolved)
 
     def _after(self, archive: Archive, resolved: bool, lines: tuple[str, ...], keyring: Path) -> None:
-        name = self.hostname or self.distribution
-        hosts = f"127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        archive.data("etc/hostname", f"{name}\n".encode())
-        archive.data("etc/hosts", hosts.encode())
+        _bootable.names(archive, self.hostname or self.distribution)
         own = _HOST_KEYRING.format(distribution=self.distribution)
         if self.keyring is not None:
             own = _OWN_KEYRING
             archive.data(own, keyring.read_bytes())
         archive.data("etc/apt/sources.list", "".join(f"{x.replace(str(keyring), own)}\n" for x in lines).encode())
-        if not self._boots:
-            return
-        archive.data("etc/machine-id", b"", mode=0o444)
-        archive.data("etc/default/locale", b"LANG=C.UTF-8\n")
-        archive.data("etc/repart.d/50-root.conf", guest_file("50-root.conf"))
-        archive.data("etc/systemd/network/80-dhcp.network", guest_file("80-dhcp.network"))
-        archive.data(f"{_UNITS}/systemd-networkd-wait-online.service.d/any.conf", guest_file("wait-online-any.conf"))
-        archive.data(f"{_UNITS}/{_KEYS}", guest_file("ssh-host-keys.service"))
-        archive.link(f"{_UNITS}/multi-user.target.wants/{_KEYS}", f"/{_UNITS}/{_KEYS}")
-        if resolved:
-            archive.link("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
+        if self._boots:
+            _bootable.after(archive, resolved=resolved)
 
 
 def _releases(lines: Sequence[str], copies: Path) -> Seen:

@@ -132,6 +132,18 @@ def _taken(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> Path:
     return into
 
 
+def _plain(layer: Path) -> Path:
+    """Unpack a layer that is compressed, in its place."""
+    with layer.open("rb") as stream:
+        head = stream.read(8)
+    kind = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), "")
+    if kind:
+        unpacked = layer.with_suffix(".tar")
+        _decompress(layer, unpacked, kind)
+        unpacked.replace(layer)
+    return layer
+
+
 def _json(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> Any:
     member = members.get(name)
     if member is None or member.size > 16 << 20:
@@ -157,7 +169,7 @@ def _container(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], wor
                 manifest = _json(tar, members, blob(manifest["manifests"][0]["digest"]))
             config = _json(tar, members, blob(manifest["config"]["digest"]))
             layers = [blob(layer["digest"]) for layer in manifest["layers"]]
-        trees = tuple(_taken(tar, members[name], work / f"layer-{n}") for n, name in enumerate(layers))
+        trees = tuple(_plain(_taken(tar, members[name], work / f"layer-{n}")) for n, name in enumerate(layers))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Refused(f"{tar.name!s} is no whole container image: {error!r} is missing") from None
     settings = config.get("config") or {}
