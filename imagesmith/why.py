@@ -18,6 +18,8 @@ from imagesmith.store import Layer, Store
 _SHORT = 40
 """A value of so many characters is shown; a longer one is not."""
 _DIGEST = re.compile(r"(?:(sha\d+):)?([0-9a-f]{64,128})")
+_PRIVATE = re.compile(r"pass|secret|token|key", re.IGNORECASE)
+"""In the name of an option whose value is shown to nobody."""
 _UNITS = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
 _SECRET = re.compile("\ue000([^\ue000\ue001]*)\ue001")
 _TEXT = get_args(RenderedFile)[1]
@@ -158,7 +160,9 @@ def _change(kind: object, name: str, old: object, new: object, *, base: bool, wi
         yield f"base digest changed: {_shown(old)} -> {_shown(new)}"
     elif (files := _files(kind, name)) and _digests(old) != _digests(new):
         yield from _file_changes(kind, name, files, old, new)
-    elif _nested(old) and _nested(new) and cast(list[object], old)[0] == cast(list[object], new)[0]:
+    elif _nested(old) and _nested(new) and _label(old) != _label(new):
+        yield f"{label} changed: {_label(old)} -> {_label(new)}"
+    elif _nested(old) and _nested(new):
         (word, version, options), (_, later, more) = cast(list[object], old), cast(list[object], new)
         if version != later:
             yield f"imagesmith writes '{word}' in another way now (version {version} -> {later})"
@@ -175,7 +179,7 @@ def _change(kind: object, name: str, old: object, new: object, *, base: bool, wi
     elif isinstance(old, str) and isinstance(new, str) and (_rendered(kind, name) or (name == "text" and not base)):
         what = "the answer file's text" if name == "text" else f"the text that option {within}{name} renders to"
         yield f"{what} changed{_from_line(old, new)}"
-    elif _short(old) and _short(new):
+    elif _short(old) and _short(new) and not _PRIVATE.search(name):
         yield f"{label} changed: {_shown(old, name)} -> {_shown(new, name)}"
     else:
         yield f"{label} changed{_from_line(str(old), str(new))}"
@@ -273,7 +277,7 @@ def _shown(value: object, name: str = "") -> str:
     if isinstance(value, int) and name in ("machine.disk", "machine.memory", "size"):
         return next((f"{value >> bits}{unit}" for bits, unit in _UNITS if not value % (1 << bits)), str(value))
     if not isinstance(value, str):
-        return json.dumps(value)
+        value = json.dumps(value)
     found = _DIGEST.fullmatch(value)
     if found:
         return f"{found[1] + ':' if found[1] else ''}{found[2][:12]}…"

@@ -142,6 +142,24 @@ def test_every_change_is_told_in_words(folder: Path, store: Store, tmp_path_fact
     assert "\n".join(lines) + "\n" == GOLDEN.read_text()
 
 
+def test_the_options_of_an_answer_file_are_told_and_no_password(tmp_path: Path) -> None:
+    (tmp_path / "x.iso").write_bytes(b"x" * 2048)
+    (tmp_path / "own.cfg").write_text("d-i one\nd-i two\n")
+
+    def planned(answers: str) -> Plan:
+        return plan(tmp_path, f"name: i\nmachine: {{disk: 4G}}\nbase: {{iso: {{path: x.iso, answers: {answers}}}}}\n"
+                    "outputs: [raw]\n", Facts(root=False))  # fmt: skip
+
+    store = Store(tmp_path / "store")
+    build(planned("{preseed: {user: ann, password: 1-sesame}}"), store)
+    assert told(planned("{preseed: {user: bob, password: 2-sesame}}"), store)[0] == (
+        "  base iso x.iso (preseed): option answers.password changed; option answers.user changed: ann -> bob")
+    assert "option answers changed: preseed -> kickstart" in told(planned("{kickstart: {user: ann}}"), store)[0]
+    build(planned("{preseed: own.cfg}"), store)
+    (tmp_path / "own.cfg").write_text("d-i one\nd-i three\n")
+    assert "the answer file's text changed, from line 2 on" in told(planned("{preseed: own.cfg}"), store)[0]
+
+
 def test_a_kind_that_works_otherwise_now_is_named(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan(folder, RECIPE, Facts(root=False))
     monkeypatch.setattr(type(planned.spine[1].kind), "version", 99)
