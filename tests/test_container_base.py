@@ -71,7 +71,7 @@ def test_layers_are_put_on_top_of_each_other(tmp_path: Path, squeeze) -> None:  
     into.mkdir()
     shop = Shop()
     make("bases", "container", {"path": str(image), "kernel": "none", "trusted": True}).make(into, shop)
-    found = sorted(str(p.relative_to(into)) for p in into.rglob("*") if not p.is_dir())
+    found = sorted(str(p.relative_to(into)) for p in into.rglob("*") if p.is_symlink() or not p.is_dir())
     assert found == [
         "bin", "etc/os-release", "opt/a/three", "opt/b", "usr/bin/first", "usr/bin/tool", "we*ird/y", "weird/x",
     ]  # fmt: skip
