@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from imagesmith.outputs import lxc
 from imagesmith.outputs._incus import metadata, os_release
 from imagesmith.outputs._squeeze import Compression, squeezed
 from imagesmith.outputs.wsl import distribution_conf, wsl_conf
+from tests.conftest import HERE
 from tests.consumers import ask
 from tests.test_oci import NET_RAW, SmallRoot
 from tests.test_outputs import MAKER, make_disk, write
@@ -315,3 +317,32 @@ def test_lxc_makes_a_container_of_it(tmp_path: Path) -> None:
     assert (made / "rootfs/etc/hostname").read_text() == "c1\n"
     assert "127.0.1.1 c1 small.example" in (made / "rootfs/etc/hosts").read_text()
     assert (made / "rootfs/var/web").stat().st_uid == 33
+
+
+FULL = """
+import sys
+from pathlib import Path
+from imagesmith.errors import BuildError
+from tests.test_containers import SYSTEM, write_files
+from tests.test_oci import SmallRoot
+out = Path(sys.argv[1])
+for name in ("docker-archive", "tar", "squashfs", "nspawn", "wsl"):
+    try:
+        write_files(name, {}, out, SmallRoot(noise=9 << 20, more=SYSTEM))
+    except BuildError as error:
+        print("\\n" + name, error, error.hint, sorted(p.name for p in out.iterdir()), sep=" | ")
+"""
+
+
+def test_no_space_left_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    """On a file system of 8 MiB, in a mount namespace of its own."""
+    said = ask(
+        "unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
+        'mount -t tmpfs -o size=8m none "$0" && exec "$1" -c "$2" "$0"',
+        tmp_path, sys.executable, FULL, cwd=HERE.parent,
+    )  # fmt: skip
+    lines = [line for line in said.splitlines() if " | " in line]
+    assert [line.split(" | ")[0] for line in lines] == ["docker-archive", "tar", "squashfs", "nspawn", "wsl"]
+    for line in lines:
+        assert "no space left on device: cannot write web-golden" in line
+        assert line.endswith("[]")
