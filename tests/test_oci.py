@@ -14,12 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from imagesmith.errors import Refused
 from imagesmith.host import Host
 from imagesmith.interfaces import Maker
 from imagesmith.kinds import FilesOutput, known, placeholder
+from imagesmith.outputs._delta import Entry, changes, delta, noted
 from imagesmith.outputs._gzip import GzipWriter
 from imagesmith.outputs._image import reference
 from tests.consumers import Docker, ask, dockerd, registry, validate_oci
@@ -317,6 +320,71 @@ def test_images_of_one_base_share_its_layer(tmp_path: Path) -> None:
 
 def test_where_steps_changed_nothing_there_is_one_layer(tmp_path: Path) -> None:
     assert len(layers_of(write_oci(tmp_path, SmallRoot(), options={"split": True}))) == 1
+
+
+# -- two layers, whatever the steps did -----------------------------------------------------------------------------
+
+NAMES = ("a", "a/b", "a/b/c", "a/d", "e", "e/f", "g", "h")
+WHAT = st.sampled_from(["folder", "one", "two", "to a", "to e/f"])
+
+
+def tree_of(chosen: Mapping[str, str]) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
+    """A root file system's members: names whose folders are there, and hard links of files with the same contents."""
+    first: dict[str, str] = {}
+    for name in sorted(chosen):
+        if any(chosen.get(str(above), "") != "folder" for above in PurePosixPath(name).parents if str(above) != "."):
+            continue
+        member, what = tarfile.TarInfo(name), chosen[name]
+        if what == "folder":
+            member.type = tarfile.DIRTYPE
+        elif what.startswith("to "):
+            member.type, member.linkname = tarfile.SYMTYPE, what[3:]
+        elif what in first:
+            member.type, member.linkname = tarfile.LNKTYPE, first[what]
+        else:
+            first[what] = name
+            member.size = len(what)
+            yield member, io.BytesIO(what.encode())
+            continue
+        yield member, None
+
+
+def applied(layers: Sequence[Sequence[tuple[tarfile.TarInfo, bytes]]]) -> dict[str, object]:
+    """What layers make, by the specification (layer.md, "Applying Changesets"); links name files of their own layer."""
+    root: dict[str, object] = {}
+    for layer in layers:
+        here: dict[str, object] = {}
+        for member, content in layer:
+            folder, _, base = member.name.rpartition("/")
+            gone = f"{folder}/{base[4:]}".lstrip("/") if base.startswith(".wh.") else member.name
+            if base.startswith(".wh.") or not member.isdir() or root.get(member.name) != "folder":
+                for name in [name for name in root if name == gone or name.startswith(f"{gone}/")]:
+                    del root[name]
+            if base.startswith(".wh."):
+                continue
+            assert not folder or root.get(folder) == "folder"
+            root[member.name] = here[member.name] = (
+                "folder" if member.isdir() else member.linkname if member.issym()
+                else here[member.linkname] if member.islnk() else content
+            )  # fmt: skip
+    return root
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), WHAT), st.dictionaries(st.sampled_from(NAMES), WHAT))
+@settings(max_examples=400, deadline=None)
+def test_whatever_the_steps_did_two_layers_make_the_same_root(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    def taken(found: Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]) -> list[tuple[tarfile.TarInfo, bytes]]:
+        return [(member, stream.read() if stream else b"") for member, stream in found]
+
+    before: dict[str, Entry] = {}
+    after: dict[str, Entry] = {}
+    base = taken(noted(tree_of(old), before))
+    whole = taken(noted(tree_of(new), after))
+    names, gone = changes(before, after)
+    steps = taken(delta(tree_of(new), names, gone, epoch=0))
+    assert applied([base, steps]) == applied([whole])
+    if old == new:
+        assert not steps
 
 
 def test_written_twice_it_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
