@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagesmith.errors import BuildError, Refused, ToolFailed
+from imagesmith.errors import BuildError, ImagesmithError, Refused, ToolFailed
 from imagesmith.host import Host, Process
 from imagesmith.qmp import Qmp, socket_pair
 
@@ -236,7 +236,13 @@ def attached(files: Sequence[Path], host: Host, *, writable: bool, nbd: bool = F
         with qmp:
             disk = Attached(host, qmp, daemon, files, writable=writable, nbd=nbd)
             stack.callback(disk.close)
-            yield disk
+            try:
+                yield disk
+            except ImagesmithError as error:  # to whom it was a file that was gone, or an input/output error
+                lost = disk.lost()
+                if lost and lost not in error.message:
+                    error.hint = "; ".join(part for part in (error.hint, lost) if part)
+                raise
             qmp.execute("block-export-del", within=_FLUSH_SECONDS, id=_EXPORT, mode="hard")
             qmp.execute("quit", within=_FLUSH_SECONDS)
         daemon.wait()
