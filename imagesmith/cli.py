@@ -164,6 +164,8 @@ def build(
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not boot and check the image.")] = False,
     on_error: Annotated[str, typer.Option(help="What becomes of a guest in which something failed: clean (it goes) or "
                                           "shell (you are let in before it goes).")] = "clean",
+    verify_reproducible: Annotated[bool, typer.Option("--verify-reproducible", help="Write all artifacts twice; name "
+                                                      "the first difference where there is one.")] = False,
     log_format: LogFormat = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
 ) -> None:  # fmt: skip
@@ -188,7 +190,8 @@ def build(
     for planned in plans:
         fresh = [*parts.fresh_nodes(planned, no_cache, from_step), *parts.stale_nodes(planned, refresh)]
         parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
-                        checkpoints=not no_checkpoints, fresh=fresh, enter=on_error == "shell")  # fmt: skip
+                        checkpoints=not no_checkpoints, fresh=fresh, enter=on_error == "shell",
+                        twice=verify_reproducible)  # fmt: skip
 
 
 @app.command("test")

@@ -111,11 +111,11 @@ def step_named(plan: Plan, word: str, option: str) -> Node:
 
 
 def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
-              checkpoints: bool = True, publish_it: bool = True, enter: bool = False,
+              checkpoints: bool = True, publish_it: bool = True, enter: bool = False, twice: bool = False,
               listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
     """Do what a plan lacks, show how that goes, and put the results into ``output``. ``listen`` hears of checks.
 
-    ``enter``: let the user into the guest of what fails.
+    ``enter``: let the user into the guest of what fails. ``twice``: write all artifacts once more and compare.
     """
     from imagesmith import secrets
     from imagesmith.engine import Engine
@@ -153,6 +153,8 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
                                 enter=entering(tell) if enter else None)  # fmt: skip
                 try:
                     outcome = engine.run(plan, use, fresh=fresh)
+                    if twice:
+                        engine.verify_reproducible(plan, use, outcome)
                 finally:
                     for line in keep_small(store, use):
                         hear(Event("note", recipe.name, data={"text": line}))

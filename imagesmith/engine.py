@@ -85,6 +85,13 @@ class Engine:
         outcome.seconds = time.monotonic() - start
         return outcome
 
+    def verify_reproducible(self, plan: Plan, use: Use, outcome: Outcome) -> None:
+        """Write all artifacts once more. Raises BuildError that names the first difference in each that has one."""
+        found = self._leaves.again(plan.outputs, use, outcome)
+        if found:
+            raise BuildError("written twice, these are not the same:\n" + "\n".join(found),
+                             hint="please report it, with the recipe and the manifest")  # fmt: skip
+
     # -- the spine -----------------------------------------------------------------------------------------------
 
     def _run_chain(self, chain: Sequence[Node], use: Use, outcome: Outcome, again: Collection[str]) -> None:

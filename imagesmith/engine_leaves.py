@@ -12,13 +12,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Protocol, cast
 
+from imagesmith import room
 from imagesmith.engine_node import Nodes, Outcome, Work, maker_of
 from imagesmith.errors import BuildError, CheckFailed, GuestFailed, ImagesmithError, TimedOut
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Earlier, Guest, Layered, Log
-from imagesmith.kinds import Check, DiskOutput, FilesOutput
+from imagesmith.kinds import Check, DiskOutput, FilesOutput, Output, digest
 from imagesmith.plan import Node
 from imagesmith.recipe import Entry
+from imagesmith.reproduce import difference
 from imagesmith.store import Layer, Use
 
 
@@ -51,6 +53,7 @@ class Leaves:
         """Make all that are given. Raises what one raised, or a BuildError that names several."""
         if not nodes:
             return
+        self._check_room([node for node in nodes if node.verb == "output"], use, outcome)
         failures: list[ImagesmithError] = []
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="leaf")
         try:
@@ -75,6 +78,34 @@ class Leaves:
             together.node, together.kept = ", ".join(e.node for e in failures), self._nodes.failed
             raise together from failures[0]
 
+    def _check_room(self, outputs: Sequence[Node], use: Use, outcome: Outcome) -> None:
+        """Raises StoreError where the outputs may need more room than there is."""
+        if not outputs:
+            return
+        data = 0
+        for below in {outcome.layers[node.below.name].id: outcome.layers[node.below.name]
+                      for node in outputs if node.below is not None}.values():  # fmt: skip
+            data = max(data, sum(layer.size for layer in use.store.chain(below) if layer.gives == below.gives))
+        last = {layer.name: layer.size for layer in use.store.layers() if layer.gives == "files"}
+        failed = self._nodes.failed
+        room.check([node.full_name for node in outputs], data, last, self._jobs, use.store.root,
+                   None if failed is None else failed.parent)  # fmt: skip
+
+    def again(self, nodes: Sequence[Node], use: Use, outcome: Outcome) -> list[str]:
+        """Write outputs once more, using nothing of what was written before; say how each differs from the first."""
+        found = []
+        for node in nodes:
+            assert node.below is not None
+            first, below = outcome.layers[node.name].folder / "files", outcome.layers[node.below.name]
+            name = f"{node.full_name} once more"
+            with use.making(digest(["again", node.key]), gives="files", name=name, fresh=True) as slot:
+                self._nodes.emit("note", node, text="written once more, to be compared")
+                made = self._written(node, below, slot.folder, lambda line: None, None)
+                for path in made:
+                    if differs := difference(first / path.name, path):
+                        found.append(f"{path.name}: {differs}")
+        return found
+
     def _run_leaf(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> None:
         assert node.below is not None
         below = outcome.layers[node.below.name]
@@ -92,26 +123,30 @@ class Leaves:
         return self._turns.setdefault((sameness, below.id), Lock()) if sameness else nullcontext()
 
     def _write(self, node: Node, below: Layer, work: Work, use: Use) -> None:
-        maker = maker_of(node, self._epoch)
-        kind = self._nodes.revealed(node).kind
-        directory = work.slot.folder / "files"
-        directory.mkdir()
+        kind, earlier = cast(Output, node.kind), None
         if isinstance(kind, DiskOutput):
-            disk = self._bench.disk(below.folder)
             if kind.sameness:
                 work.facts.update(sameness=kind.sameness, disk=below.id, recipe=node.recipe.name)
-                disk = replace(disk, earlier=self._earlier(node, below, kind.sameness, use, work))
-            made = kind.write(disk, maker, directory, self._host, work.log)
-            work.facts["virtual_size"] = disk.virtual_size
-        else:
-            assert isinstance(kind, FilesOutput)
-            with self._bench.files(node, self._folders(below), work.log) as files:
-                made = kind.write(files, maker, directory, self._host, work.log)
+                earlier = self._earlier(node, below, kind.sameness, use, work)
+            work.facts["virtual_size"] = self._bench.disk(below.folder).virtual_size
+        made = self._written(node, below, work.slot.folder, work.log, earlier)
         work.facts["main"] = made[0].name
         work.facts["format"] = kind.label
         work.facts["files"] = [
             {"name": path.name, "size": path.stat().st_size, "sha256": _sha256(path)} for path in made
         ]
+
+    def _written(
+        self, node: Node, below: Layer, folder: Path, log: Log, earlier: Earlier | None
+    ) -> Sequence[Path]:
+        kind, maker, directory = self._nodes.revealed(node).kind, maker_of(node, self._epoch), folder / "files"
+        directory.mkdir()
+        if isinstance(kind, DiskOutput):
+            disk = replace(self._bench.disk(below.folder), earlier=earlier)
+            return kind.write(disk, maker, directory, self._host, log)
+        assert isinstance(kind, FilesOutput)
+        with self._bench.files(node, self._folders(below), log) as files:
+            return kind.write(files, maker, directory, self._host, log)
 
     def _earlier(self, node: Node, below: Layer, sameness: str, use: Use, work: Work) -> Earlier | None:
         """The artifact with this sameness whose disk has most layers in common with ours, or is of the same recipe."""
