@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -183,12 +183,13 @@ class Bench:
         chain = [one for one in node.below.chain if one.gives == node.below.gives]
         own = sum(one.verb == "step" and one.recipe is node.recipe for one in chain)
         first, gives = below[: max(1, len(below) - own)], node.below.gives
-        with self._files(gives, below, log) as found:
-            yield _Layered(found, lambda: self._files(gives, first, log))
+        trusted = node.below.trusted
+        with self._files(gives, below, trusted, log) as found:
+            yield _Layered(found, lambda: self._files(gives, first, trusted, log))
 
     @contextmanager
-    def _files(self, gives: str, below: Sequence[Path], log: Log) -> Iterator[Files]:
-        """The root file system of a chain of layers."""
+    def _files(self, gives: str, below: Sequence[Path], trusted: bool, log: Log) -> Iterator[Files]:
+        """The root file system of a chain of layers. The host's kernel mounts those alone whose origin is trusted."""
         if gives == "tree":
             from imagesmith import tree
 
@@ -196,10 +197,17 @@ class Bench:
             with tree.open_root(self._host, mount, epoch=self._epoch, log=log) as root:
                 yield root
         else:
-            from imagesmith.drivers.guestfs import open_files
+            from imagesmith.drivers import guestfs, native_disk
 
-            disk = self.disk(below[-1])
-            with open_files(disk, self._host, accelerator=self.accelerator.name) as found:
+            with ExitStack() as stack:
+                try:
+                    if not trusted or os.geteuid() != 0:
+                        raise BuildError("the disk is not this host's kernel's to mount")
+                    found = stack.enter_context(native_disk.open_files(below, self._host, epoch=self._epoch, log=log))
+                except BuildError as error:
+                    log(f"{error.message}; starting the libguestfs appliance")
+                    opening = guestfs.open_files(self.disk(below[-1]), self._host, accelerator=self.accelerator.name)
+                    found = stack.enter_context(opening)
                 yield found
 
     def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:

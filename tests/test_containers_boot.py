@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,18 @@ import pytest
 from tests.conftest import HERE, Command
 from tests.consumers import ask
 from tests.systems import Inside, booted_by_nspawn, lxd, needs_root, started_by_lxc, started_up
+from tests.test_oci import layers_of
 from tests.test_outputs import make_disk, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(needs_root(), reason="containers are started by root")]
+
+
+RECIPE = """
+name: {name}
+base: {{disk: {{path: {path}, trusted: {trusted}}}}}
+steps: [{{shell: echo new > /etc/new}}, {{cleanup: false}}]
+outputs: [{{tar: {{compression: none}}}}, {{oci: {{split: true}}}}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +44,36 @@ def sound(inside: Inside, name: str) -> None:
     assert "nameserver 127.0.0.53" in inside("cat", "/etc/resolv.conf")
     assert inside("sh", "-c", "cat /etc/fstab; ls -A /boot /lib/modules | grep -v :$ || :").split() == []
     assert inside("stat", "-c", "%u %a", "/var/lib/nginx", "/root").split() == ["0", "755", "0", "700"]
+
+
+@pytest.mark.parametrize("trusted", ["true", "false"], ids=["mounted", "by the appliance"])
+def test_a_disk_gives_the_same_files_as_the_tree_that_it_was_made_of(
+    system: Path, command: Command, tmp_path: Path, trusted: str
+) -> None:
+    name = f"disk-{trusted}"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(name=name, path=system / "system.qcow2", trusted=trusted))
+    command("build", recipe)
+    tree, disk = (contents(path) for path in (system / "system.rootfs.tar",
+                                              command.output / name / f"{name}.rootfs.tar"))  # fmt: skip
+    new = disk.pop("etc/new")
+    assert new[-1] == hashlib.sha256(b"new\n").hexdigest()
+    assert disk == tree
+    steps = layers_of(command.output / name / f"{name}.oci.tar")[1]
+    assert {"etc", "etc/new"} <= set(steps)
+    assert not [entry for entry in steps if entry.startswith(("usr", "etc/ssh"))]
+
+
+def contents(path: Path) -> dict[str, tuple[object, ...]]:
+    """All that a tar says of its members, with their contents' digests."""
+    found: dict[str, tuple[object, ...]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            stream = tar.extractfile(member) if member.isreg() else None
+            content = "" if stream is None else hashlib.sha256(stream.read()).hexdigest()
+            found[member.name] = (member.type, member.mode, member.uid, member.gid, member.mtime, member.linkname,
+                                  sorted(member.pax_headers.items()), content)  # fmt: skip
+    return found
 
 
 def test_systemd_nspawn_boots_it(system: Path, tmp_path: Path) -> None:

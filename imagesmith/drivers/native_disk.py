@@ -7,6 +7,7 @@ device in a private mount namespace, the step works there as in a tree, and all 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from imagesmith.disk.attach import LAYER_FILE, attached, layer_files, make_overl
 from imagesmith.disk.partitions import Partition, find_partitions, root_of
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
-from imagesmith.interfaces import Log, Root
+from imagesmith.interfaces import Files, Log, Root
 from imagesmith.machine.inject import debugfs
 
 FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
@@ -61,6 +62,23 @@ class NativeDiskSession:
         ):
             yield root
         self.below.append(into)
+
+
+@contextmanager
+def open_files(below: Sequence[Path], host: Host, *, epoch: int, log: Log) -> Iterator[Files]:
+    """Access to a disk's root file system (interfaces.Files). What mounting does to it goes to a file that is removed.
+
+    ``below`` are the folders of its layers. Raises BuildError where it cannot be mounted.
+    """
+    files = layer_files(below)
+    with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
+        top = Path(folder, LAYER_FILE)
+        make_overlay(files[-1], top, host)
+        with (
+            attached([*files, top], host, writable=True) as disk,
+            open_disk(disk.path, host, epoch=epoch, log=log) as root,
+        ):
+            yield root
 
 
 @contextmanager

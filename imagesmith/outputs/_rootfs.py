@@ -3,7 +3,7 @@
 | of the root file system                                      | application | system         | whole |
 |--------------------------------------------------------------|-------------|----------------|-------|
 | contents of /dev /proc /run /sys /tmp                        | out         | out            | out   |
-| contents of /boot, kernel modules, firmware, links to kernels | out        | out            | in    |
+| contents of /boot, kernel modules, firmware, links to kernels; /lost+found | out | out  | in    |
 | /etc/fstab                                                   | empty       | empty          | in    |
 | /etc/machine-id                                              | in          | empty          | in    |
 | /etc/resolv.conf                                             | empty       | in; empty (1)  | in    |
@@ -39,6 +39,7 @@ RUNTIME = ("/dev", "/proc", "/run", "/sys", "/tmp")
 MACHINE = ("/boot", "/lib/modules", "/usr/lib/modules", "/lib/firmware", "/usr/lib/firmware")
 """Folders whose contents only a machine needs."""
 KERNELS = frozenset({"vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old"})
+_DROPPED = KERNELS | {"lost+found"}
 INITS = ("/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 _FILLERS = {  # below /run: who makes what is there
     "systemd/resolve/": ("/lib/systemd/systemd-resolved", "/usr/lib/systemd/systemd-resolved"),
@@ -64,14 +65,14 @@ class Content:
     """Links to /dev/null that are added, or replace what is there."""
 
 
-APPLICATION = Content((*RUNTIME, *MACHINE), KERNELS, frozenset({"etc/fstab", "etc/resolv.conf"}))
+APPLICATION = Content((*RUNTIME, *MACHINE), _DROPPED, frozenset({"etc/fstab", "etc/resolv.conf"}))
 WHOLE = Content(RUNTIME)
 
 
 def system(files: Files) -> Content:
     """What a system container gets of this root file system."""
     fillers = tuple(place for place, programs in _FILLERS.items() if any(is_there(files, p) for p in programs))
-    return Content((*RUNTIME, *MACHINE), KERNELS, frozenset({"etc/fstab", "etc/machine-id"}), fillers)
+    return Content((*RUNTIME, *MACHINE), _DROPPED, frozenset({"etc/fstab", "etc/machine-id"}), fillers)
 
 
 def is_there(files: Files, path: str) -> bool:

@@ -30,7 +30,7 @@ _SHELLS = (("/bin/bash", "-l"), ("/bin/sh", "-i"))
 """What is run where the user is let in: the first that is there."""
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 _TAR = (
-    "--create", "--file=-", "--format=pax", "--sort=name", "--numeric-owner", "--one-file-system",
+    "--create", "--file=-", "--format=pax", "--sort=name", "--numeric-owner",
     "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
     "--xattrs", "--xattrs-include=security.capability", "--xattrs-include=user.*", "--xattrs-exclude=user.overlay.*",
     "--null", "--verbatim-files-from", "--anchored", "--wildcards",
@@ -53,6 +53,7 @@ class TreeRoot:
         self.deadline: float | None = None
         """On the clock of ``time.monotonic``."""
         self.mountpoint = Path("/")
+        self._disk = False
         self._tail = ""
 
     def limit(self, timeout: float | None, log: Log) -> None:
@@ -108,7 +109,8 @@ class TreeRoot:
         """See ``interfaces.Files.pack``."""
         tar = self._host.require("tar", "pack a root file system")
         patterns = [f"--exclude={_literal(path.strip('/'))}/*" for path in exclude]
-        argv = [tar, f"--directory={self.mountpoint}", *_TAR, *patterns, "--files-from=-"]
+        stay = [] if self._disk else ["--one-file-system"]  # a disk's other file systems are parts of it
+        argv = [tar, f"--directory={self.mountpoint}", *_TAR, *stay, *patterns, "--files-from=-"]
         answer = self._ask({"op": "pack", "argv": argv, "env": self._host.environment()}, b"", lambda d: _all(out, d))
         if answer["status"] != 0:
             raise ToolFailed(f"tar {_how(answer['status'])} to pack a root file system: {self._errors()}")
@@ -179,6 +181,7 @@ class TreeRoot:
     def begin(self, mount: Mount | None, user: bool) -> None:
         """Lead the agent into its namespaces. Raises BuildError where the host forbids it."""
         resolver = Path("/etc/resolv.conf")
+        self._disk = isinstance(mount, BlockMount)
         wire.send(self._to, {
             "user": user, "kind": type(mount).__name__, "mount": None if mount is None else asdict(mount),
             "epoch": self.epoch, "since": time.time() - 1,
