@@ -21,6 +21,7 @@ from imagesmith.disk.attach import attached, exported, layer_files
 from imagesmith.disk.partitions import Partition
 from imagesmith.drivers.guestfs import Guestfs, inject, open_files
 from imagesmith.drivers.native_disk import NativeDisk, inner_mounts, open_disk
+from imagesmith.drivers.native_disk import open_files as native_files
 from imagesmith.drivers.native_tree import NativeTree
 from imagesmith.drivers.placing import place
 from imagesmith.drivers.sorting import sort_tar
@@ -303,11 +304,12 @@ def test_files_can_be_put_into_a_throw_away_copy_of_any_disk(small_disk: Path, t
 
 
 @as_root
-def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("point", ["boot", "var/lib/deep"])
+def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path, point: str) -> None:
     raw, base, into = tmp_path / "raw", tmp_path / "base", tmp_path / "into"
     guest(tmp_path / "tree")
-    (tmp_path / "tree/boot").mkdir()
-    (tmp_path / "tree/etc/fstab").write_text("LABEL=start /boot ext4 defaults 0 2\nUUID=not-here /data ext4\n")
+    (tmp_path / "tree" / point).mkdir(parents=True)
+    (tmp_path / "tree/etc/fstab").write_text(f"LABEL=start /{point} ext4 defaults 0 2\nUUID=not-here /data ext4\n")
     for folder in (base, into, tmp_path / "boot"):
         folder.mkdir()
     (tmp_path / "boot/kernel").write_text("a kernel")
@@ -319,11 +321,21 @@ def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path)
                   f"{size}M"], purpose="make a test disk")  # fmt: skip
     HOST.run(["qemu-img", "convert", "-O", "qcow2", raw, base / "disk.qcow2"], purpose="make a test disk")
     with NativeDisk(HOST).session([base], epoch=EPOCH, log=print) as session, session.layer(into, log=print) as root:
-        assert root.read("/boot/kernel") == b"a kernel"
-        root.run(["sh", "-c", "echo newer >/boot/kernel"])
+        assert root.read(f"/{point}/kernel") == b"a kernel"
+        root.run(["sh", "-c", f"echo newer >/{point}/kernel"])
     with exported(into / "disk.qcow2", HOST, writable=False) as disk:
         said = HOST.run(["debugfs", "-R", "cat /kernel", f"{disk}?offset={1 << 20}"], purpose="look")
     assert said.text == "newer\n"
+    before = (into / "disk.qcow2").read_bytes()
+    packed = io.BytesIO()
+    with native_files([base, into], HOST, epoch=EPOCH, log=print) as files:
+        files.pack(packed)
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as tar:
+        stream = tar.extractfile(f"{point}/kernel")
+        assert stream is not None
+        assert stream.read() == b"newer\n"
+    assert (into / "disk.qcow2").read_bytes() == before, "an output wrote to a layer"
 
 
 @as_root
