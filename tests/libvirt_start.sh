@@ -39,5 +39,5 @@ virsh dumpxml "$name" > "$folder/defined.xml"
 virsh net-define /usr/share/libvirt/networks/default.xml
 virsh net-start default
 virsh start "$name"
-timeout "$seconds" sed "/$words/q" < "$(virsh ttyconsole "$name")"
+timeout "$seconds" sed -u "/$words/q" < "$(virsh ttyconsole "$name")"
 virsh destroy "$name"

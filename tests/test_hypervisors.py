@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden/outputs"
 START = Path(__file__).parent / "libvirt_start.sh"
 PYGRUB, READNOTES = "/usr/lib/xen-4.17/bin/pygrub", "/usr/lib/xen-4.17/bin/readnotes"
 GIB = 1 << 30
-LOGIN = "golden ttyS0"
+LOGIN = "debian ttyS0"
 """What getty says on the serial console before it asks for a name."""
 
 

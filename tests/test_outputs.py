@@ -123,7 +123,7 @@ def test_labels_tell_the_outputs_of_a_recipe_apart() -> None:
         "qcow2", "raw", "raw.zst", "raw.xz", "raw.gz", "vmdk", "sparse.vmdk", "vdi", "vhd", "fixed.vhd",
         "vhdx", "azure", "gce.tar.gz", "ec2.vmdk", "ec2.raw", "libvirt", "bhyve",
         "quickemu", "xen", "container-disk", "ova", "ovf", "libvirt.box", "virtualbox.box",
-        "vmware_desktop.box",
+        "vmware_desktop.box", "hyperv.box",
     }  # fmt: skip
 
 
