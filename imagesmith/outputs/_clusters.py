@@ -138,7 +138,7 @@ class _Conversion:
 
     def _results(self, clusters: Sequence[int]) -> Iterator[tuple[int, _Done]]:
         """What each cluster is, in order; threads are some runs of clusters ahead of what was asked for."""
-        workers = min(len(os.sched_getaffinity(0)), 8)
+        workers = min(2 * len(os.sched_getaffinity(0)), 8)  # some wait for what they read
         runs = self._runs(clusters)
         waiting: deque[tuple[Sequence[int], Future[Sequence[_Done]] | Sequence[_Done]]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="qcow2") as pool:
