@@ -19,8 +19,8 @@ from imagesmith.plan import DEFAULT_DISK
 from imagesmith.store import Store, Use
 
 if TYPE_CHECKING:
-    from imagesmith.look.reader import Reader
     from imagesmith.doctor import Finding
+    from imagesmith.look.reader import Reader
     from imagesmith.plan import Node
     from imagesmith.probe import Accelerator
 
