@@ -37,7 +37,6 @@ BENCHMARKS = {
     "provision": provision.run,
     "outputs": outputs.run,
     "convert": convert.run,
-    "convert": convert.run,
     "changed-step": changed_step.run,
     "offline-steps": offline_steps.run,
     "ssh-steps": ssh_steps.run,
