@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -261,13 +262,18 @@ class Campaign:
         """One build; whether something was killed in it (else it came through)."""
         figures, store = self.figures, self.command.store
         target = self.dice.choice(HAS[self.kind])
-        moment = self.dice.random() * self.lives.get(target, self.seconds)
+        # A boot takes most of the time: half of the kills wait until it is over.
+        booted = self.kind == "online" and self.dice.random() < 0.5
+        moment = self.dice.random() * (5 if booted else self.lives.get(target, self.seconds))
         before = {path.name for path in scratch.iterdir()}
         build = subprocess.Popen(self.command.argv("build", self.recipe), stdout=subprocess.DEVNULL, text=True,
                                  stderr=subprocess.PIPE, env=self.command.environment(TMPDIR=str(scratch)))  # fmt: skip
         reader = _Reader(build)
         victim, since = None, 0.0
         while build.poll() is None and (victim is None or time.monotonic() < since + moment):
+            if booted and not re.search("^(done  |cached) boot the guest", reader.text, re.MULTILINE):
+                time.sleep(0.02)
+                continue
             if victim is None or not Path(f"/proc/{victim}").exists():
                 if victim is not None:
                     self.lives[target] = time.monotonic() - since
@@ -275,7 +281,7 @@ class Campaign:
                 since = time.monotonic()
             time.sleep(0.02)
         hit = victim is not None and build.poll() is None
-        if victim is not None and not hit:
+        if victim is not None and not hit and not booted:
             self.lives[target] = time.monotonic() - since
         if hit:
             assert victim is not None

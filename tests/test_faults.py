@@ -32,7 +32,7 @@ def test_a_build_that_is_killed_leaves_a_sound_store_and_then_the_same_image(com
     figures = Campaign("small", tmp_path, seed=SEED, like=command.store).run(4)
     assert figures.findings == []
     assert figures.kills == {"build": 4}
-    assert figures.images >= 2
+    assert figures.images >= 1
 
 
 @pytest.mark.slow
