@@ -52,7 +52,7 @@ def main() -> NoReturn:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own complaints
             context = getattr(error, "ctx", None)
             if context is not None and error.format_message():
-                print(context.getusage(), file=sys.stderr)
+                print(context.get_usage(), file=sys.stderr)
             print(f"imagesmith: {error.format_message()}", file=sys.stderr)
             sys.exit(int(error.exit_code))
         raise
