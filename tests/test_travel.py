@@ -236,6 +236,32 @@ def test_a_disk_is_booted_and_entered_without_network_or_login(golden: Golden, c
 
 
 @pytest.mark.slow
+def test_the_recipes_login_becomes_root_by_its_password(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "login.yaml").write_text("""
+name: travel-login
+machine: {memory: 1G}
+login: {user: ops, password: sesame-17}
+base: {bootstrap: {distribution: debian, suite: bookworm, packages: [openssh-server, sudo]}}
+steps:
+  - user: {name: ops, password: sesame-17, groups: [sudo]}
+  - shell: echo two > /root/two
+    via: ssh
+  - cleanup: false
+outputs: [raw]
+""")
+    ours = Command(command.store, tmp_path)
+    ours("build", tmp_path / "login.yaml")
+    user = at_terminal(ours, "shell", tmp_path / "login.yaml")
+    user.expect("a shell in the running guest, over SSH")
+    user.expect("# ")
+    user.type("cat /root/two; id -u; stty size\n")
+    assert "two\r\n0\r\n" in user.expect("30 100")
+    user.type("exit\n")
+    assert user.end() == 0
+    assert "sesame" not in user.seen
+
+
+@pytest.mark.slow
 def test_an_image_is_booted_for_a_command(golden: Golden, command: Command) -> None:
     ran = command("shell", golden.folder / "golden.qcow2", "--", "sh", "-c", "cat /etc/mark; exit 9", expect=9)
     assert ran.out == "hello\n"

@@ -13,7 +13,8 @@ from imagesmith.machine.qemu import Machine
 _DEVICE = "/dev/hvc0"
 _SECONDS = 60.0
 _NO_CONSOLE = 3
-# A console has no session and no owner yet: setsid(1) gives it both, so that Ctrl-C and jobs work as they should.
+# A console has no session and no owner yet: setsid(1) gives it both, so that jobs work as they should. It goes into the
+# background by itself: what a shell sends there ignores Ctrl-C, and so would all that is started at the console.
 _START = f"""\
 turn=0
 while ! stty -F {_DEVICE} >/dev/null 2>&1; do
@@ -21,7 +22,7 @@ while ! stty -F {_DEVICE} >/dev/null 2>&1; do
     sleep 0.5
 done
 export TERM={{kind}} HOME=/root
-setsid -c sh -c {{shell}} <{_DEVICE} >{_DEVICE} 2>&1 &
+setsid -f -c sh -c {{shell}} <{_DEVICE} >{_DEVICE} 2>&1
 """
 _SHELL = (
     "stty rows {rows} cols {columns}; cd /root 2>/dev/null || cd /; "
