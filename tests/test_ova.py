@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
+import tempfile
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.interfaces import Disk
 from imagesmith.outputs._ovf import Appliance, descriptor
 from tests.conftest import Command, Golden
-from tests.consumers import ask, boot_ova, image_info, lint_ovf, same_disk, v2v_print_source
+from tests.consumers import NO_KVM, ask, boot_ova, image_info, lint_ovf, same_disk, v2v_print_source
 from tests.test_outputs import MAKER, MIB, make_disk, write
 
 GOLDEN = Path(__file__).parent / "golden/outputs"
@@ -221,3 +223,14 @@ def test_lint_finds_faults_of_the_archive(ova: Path, tmp_path: Path) -> None:
     faults = lint_ovf(rebuilt(ova, tmp_path, same, extra={"sub/x": b"x"}, manifest=lambda text: text + "SHA1(a)= b\n"))
     assert "not a flat name: sub/x" in faults
     assert "a line of the manifest is not SHA256(name)= hex" in faults
+
+
+@pytest.mark.slow
+def test_virt_v2v_converts_the_appliance_and_what_it_makes_boots(golden: Golden, command: Command) -> None:
+    """The whole way of somebody who moves an appliance to KVM: more than ten minutes without it."""
+    with tempfile.TemporaryDirectory(prefix="v2v-", dir="/var/tmp") as folder:
+        ask("virt-v2v", "-i", "ova", next(golden.folder.glob("*.ova")), "-o", "local", "-os", folder, "-of", "qcow2",
+            "-on", "moved", env=NO_KVM, timeout=2400)  # fmt: skip
+        domain = ET.parse(Path(folder, "moved.xml")).getroot()
+        assert domain.findtext("name") == "moved"
+        command("test", Path(folder, "moved-sda"))

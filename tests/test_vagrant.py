@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from imagesmith.host import Host
 from imagesmith.interfaces import Disk
+from imagesmith.outputs._catalog import Box, add
 from imagesmith.outputs.vagrant import Vagrant
 from tests.conftest import Golden
 from tests.consumers import add_box, ask, image_info, lint_ovf, same_disk, vagrant_env, vagrant_up
@@ -150,13 +152,16 @@ def test_a_disk_that_boots_with_uefi_alone_says_so(disk: Disk, tmp_path: Path, p
 
 
 @pytest.mark.slow
-def test_vagrant_starts_the_box_and_logs_in(golden: Golden) -> None:
+def test_vagrant_starts_the_box_of_a_catalog_and_logs_in(golden: Golden) -> None:
     """The golden image has the user vagrant with Vagrant's insecure key and sudo without a password."""
     if os.geteuid() != 0:
         pytest.skip("libvirt's system daemon needs root")
     with tempfile.TemporaryDirectory(prefix="vu-") as folder:
         box = next(golden.folder.glob("*.libvirt.box"))
-        said = vagrant_up(box, Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
+        catalog = Path(folder, "boxes")
+        entry = Box("acme/golden", "1.0", "", "libvirt", box, ask("sha256sum", box).split()[0])
+        add(entry, catalog, "", Host())
+        said = vagrant_up(catalog / "metadata.json", Path(folder), "id -un; sudo id -u; cat /etc/machine-id")
     user, root, machine = said.splitlines()
     assert (user, root) == ("vagrant", "0")
     assert len(machine) == 32

@@ -1,6 +1,6 @@
 # Start a Vagrant box under a libvirt of the caller's own and say something in the guest.
 #
-# Usage: unshare --mount --net --pid --fork --kill-child --mount-proc sh vagrant_up.sh FOLDER BOX COMMAND
+# Usage: unshare --mount --net --pid --fork --kill-child --mount-proc sh vagrant_up.sh FOLDER BOX COMMAND, where BOX is a box, or the metadata.json of a catalog of acme/golden
 #
 # Everything lives in the caller's namespaces: libvirt's folders are on file systems in memory, its bridge and firewall
 # rules in a network of their own; all of it is gone when this script is. KVM is not used (hosts whose /dev/kvm opens
@@ -33,7 +33,7 @@ done
 export VAGRANT_HOME="$folder/home" HOME="$folder/home" VAGRANT_CHECKPOINT_DISABLE=1 VAGRANT_DEFAULT_PROVIDER=libvirt
 cat > "$folder/project/Vagrantfile" <<END
 Vagrant.configure("2") do |config|
-  config.vm.box = "golden"
+  config.vm.box = "acme/golden"
   config.vm.boot_timeout = 900
   config.ssh.insert_key = false
   config.vm.provider :libvirt do |libvirt|
@@ -48,7 +48,7 @@ Vagrant.configure("2") do |config|
 end
 END
 cd "$folder/project"
-vagrant box add --name golden "$box" > "$folder/vagrant.log" 2>&1
+vagrant box add --name acme/golden "$box" > "$folder/vagrant.log" 2>&1
 vagrant up --provider=libvirt >> "$folder/vagrant.log" 2>&1 || { cat "$folder/vagrant.log" >&2; exit 1; }
 vagrant ssh -c "$command" 2>> "$folder/vagrant.log"
 vagrant destroy -f >> "$folder/vagrant.log" 2>&1
