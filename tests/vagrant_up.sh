@@ -1,6 +1,7 @@
 # Start a Vagrant box under a libvirt of the caller's own and say something in the guest.
 #
-# Usage: unshare --mount --net --pid --fork --kill-child --mount-proc sh vagrant_up.sh FOLDER BOX COMMAND, where BOX is a box, or the metadata.json of a catalog of acme/golden
+# Usage: unshare --mount --net --pid --fork --kill-child --mount-proc sh vagrant_up.sh FOLDER BOX COMMAND
+# BOX is a box, or the metadata.json of a catalog of acme/golden.
 #
 # Everything lives in the caller's namespaces: libvirt's folders are on file systems in memory, its bridge and firewall
 # rules in a network of their own; all of it is gone when this script is. KVM is not used (hosts whose /dev/kvm opens
