@@ -338,7 +338,7 @@ class FullDisk:
         self.place = folder / "small"
         self.place.mkdir()
         with (folder / "small.img").open("wb") as stream:
-            stream.truncate(1200 << 20)
+            stream.truncate(4 << 30)
         for argv in (["mkfs.ext4", "-q", "-m", "0", folder / "small.img"],
                      ["mount", "-o", "loop", folder / "small.img", self.place]):  # fmt: skip
             subprocess.run(argv, check=True)
@@ -367,7 +367,7 @@ class FullDisk:
         build = subprocess.run(self.command.argv("build", self.campaign.recipe), capture_output=True, text=True,
                                check=False, env=environment)  # fmt: skip
         said = build.stderr
-        if "Traceback" in said or build.returncode not in (0, 1) or (build.returncode and "space" not in said):
+        if "Traceback" in said or build.returncode not in (0, 1) or (build.returncode and not _says_so(said)):
             self.findings.append(f"{size} bytes left: exit {build.returncode}: {said[-2000:]}")
         for words in (["cache", "verify"], ["cache", "gc", "--limit", "100G"], ["cache", "list"]):
             done = subprocess.run(self.command.argv(*words), capture_output=True, text=True, check=False,
@@ -377,7 +377,7 @@ class FullDisk:
         filler.unlink()
         self.command("build", self.campaign.recipe)
         self.campaign.compare()
-        wrong = [line for line in said.splitlines() if "space" in line]
+        wrong = [line for line in said.splitlines() if _says_so(line)]
         return f"{self.kind}, {size >> 10} KiB left: exit {build.returncode}: {' | '.join(wrong[-2:])}"
 
     def sweep(self, sizes: Sequence[int]) -> list[str]:
@@ -385,6 +385,10 @@ class FullDisk:
         for size in sizes:
             self.campaign.tell(self.left(size))
         return self.findings + self.campaign.figures.findings
+
+
+def _says_so(text: str) -> bool:
+    return "no space left" in text.lower() or "are free there" in text
 
 
 class _Reader:
