@@ -400,6 +400,18 @@ def test_names_in_a_tar_become_what_the_guests_links_lead_to() -> None:
         names_placed("out/f")
 
 
+def test_a_sorted_tar_may_go_into_a_pipe() -> None:
+    unsorted = io.BytesIO()
+    with tarfile.open(fileobj=unsorted, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("./name"))
+    unsorted.seek(0)
+    end, start = os.pipe()
+    with os.fdopen(start, "wb") as out:
+        sort_tar(unsorted, out)
+    with os.fdopen(end, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        assert tar.getnames() == ["name"]
+
+
 def test_an_unsorted_tar_is_sorted_and_keeps_files_with_several_names() -> None:
     unsorted, out = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=unsorted, mode="w") as archive:

@@ -47,7 +47,7 @@ def sort_tar(unsorted: BinaryIO, out: BinaryIO) -> None:
     """
     with (
         tarfile.open(fileobj=unsorted, mode="r:") as source,
-        tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as target,
+        tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as target,
     ):
         members = {name: member for member in source if (name := posixpath.normpath(member.name).lstrip("/")) != "."}
         first: dict[str, str] = {}
