@@ -77,6 +77,7 @@ def test_layers_are_put_on_top_of_each_other(tmp_path: Path, squeeze) -> None:  
     ]  # fmt: skip
     assert (into / "bin").is_symlink()
     assert (into / "opt/b").stat().st_mode & 0o777 == 0o640
+    assert all((into / name).is_dir() for name in ("dev", "proc", "run", "sys", "tmp"))
     assert any("1 device node" in line for line in shop.lines)
 
 

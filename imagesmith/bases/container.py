@@ -24,6 +24,10 @@ from imagesmith.look.contained import opened
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 _RUNTIME = ("dev", "proc", "run", "sys", "tmp")
 """Folders whose contents a machine's kernel and init make."""
+_FOLDERS = """
+for name in dev proc run sys; do [ -d "$1/$name" ] || mkdir -m 0755 "$1/$name"; done
+[ -d "$1/tmp" ] || { mkdir "$1/tmp"; chmod 1777 "$1/tmp"; }
+"""
 _LEFTOVERS = ("/.dockerenv", "/.dockerinit", "/usr/sbin/policy-rc.d", "/etc/apt/apt.conf.d/docker-*",
               "/etc/dpkg/dpkg.cfg.d/docker-apt-speedup", "/run/.containerenv")  # fmt: skip
 """What container images have because they are no machines."""
@@ -80,6 +84,8 @@ class Container(Sourced, name="container", version=1, shorthand="path"):
                 for number, tree in enumerate(found.trees, 1):
                     shop.log(f"layer {number} of {len(found.trees)}")
                     _apply(tree, Path(folder), root, shop.log)
+        # while programs run in a tree, these are lent to it: what a layer says of them does not stay
+        shop.inside(["sh", "-ec", _FOLDERS, "sh", str(into)], purpose="make the folders of a machine")
         with shop.tree(into) as root:
             root.remove(list(_LEFTOVERS))
             if self.kernel != "none":
