@@ -35,10 +35,10 @@ def run(site: Site) -> list[Row]:
     site.plot("many-space", Plot("The store's size", "recipes", "MiB", {
         "as built": spaces, "each on its own": [(count, count * spaces[0][1]) for count in COUNTS]}))  # fmt: skip
     shared = [name for name in nodes if name.startswith(("base", "1 ", "2 ", "3 "))]
-    rows = [Row(f"{count} recipes of one base and three first steps, until all are there", f"{time:.1f} s",
+    rows = [Row(f"recipes of one base and three first steps, until all are there: {count}", f"{time:.1f} s",
                 f"each on its own {count * times[0][1]:.1f} s", f"{time / times[0][1]:.2f} times one")
             for count, time in times]  # fmt: skip
-    rows += [Row(f"  the store's size, outputs included, after {count}", f"{space:.0f} MiB",
+    rows += [Row(f"  the store's size, outputs included, with {count}", f"{space:.0f} MiB",
                  f"each on its own {count * spaces[0][1]:.0f} MiB", f"{space / spaces[0][1]:.2f} times one")
              for count, space in spaces]  # fmt: skip
     return [*rows, Row("  how often the base and the first steps ran", f"{len(shared)} nodes",
