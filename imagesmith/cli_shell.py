@@ -134,14 +134,14 @@ def _opened(
     """Open a throw-away copy of a layer, the quickest way that there is."""
     what, begun = f"{planned.recipe.name} after '{node.name}'", time.monotonic()
     way = _way(planned, node, host)
+    below = [found.folder for found in use.store.chain(layer) if found.gives == layer.gives]
     if way is None:
         with tempfile.TemporaryDirectory(prefix="imagesmith-") as keep:
             boots = replace(node, firmware=node.recipe.machine.firmware[0])
-            with bench.booted(boots, bench.disk(layer.folder), Path(keep), said) as guest:
+            with bench.booted(boots, bench.disk(below), Path(keep), said) as guest:
                 guest.run("true", timeout=_LONG)
                 yield _Open(f"{what}: a copy of its disk, booted", time.monotonic() - begun, booted=guest)
         return
-    below = [found.folder for found in use.store.chain(layer) if found.gives == layer.gives]
     # A layer that is never finished: it goes with this process, however that ends.
     name = f"shell {use.lease}"
     with use.making(name, gives=layer.gives, name=name, parent=layer) as slot, suppress(_Over):
@@ -191,7 +191,7 @@ def _image(path: Path, host: Host, said: Callable[[str], None]) -> Iterator[_Ope
         folder = Path(name)
         import_image(path, folder / "disk.qcow2", host, said)
         bench = Bench(parts.the_store(), host, epoch=planned.facts.epoch, note=said)
-        disk = bench.disk(folder)
+        disk = bench.disk([folder])
         node = replace(planned.spine[0], firmware=disk.firmware[0])
         with bench.booted(node, disk, folder / "guest", said) as guest:
             guest.run("true", timeout=_LONG)

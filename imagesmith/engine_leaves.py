@@ -27,8 +27,8 @@ from imagesmith.store import Layer, Use
 class LeafBench(Protocol):
     """The parts that outputs and checks need."""
 
-    def disk(self, folder: Path) -> Disk:
-        """The disk whose layer is in ``folder``."""
+    def disk(self, below: Sequence[Path]) -> Disk:
+        """The disk whose layers are in these folders, the oldest first."""
         ...
 
     def files(self, node: Node, below: Sequence[Path], log: Log) -> AbstractContextManager[Layered]:
@@ -128,7 +128,7 @@ class Leaves:
             if kind.sameness:
                 work.facts.update(sameness=kind.sameness, disk=below.id, recipe=node.recipe.name)
                 earlier = self._earlier(node, below, kind.sameness, use, work)
-            work.facts["virtual_size"] = self._bench.disk(below.folder).virtual_size
+            work.facts["virtual_size"] = self._bench.disk(self._folders(below)).virtual_size
         made = self._written(node, below, work.slot.folder, work.log, earlier)
         work.facts["main"] = made[0].name
         work.facts["format"] = kind.label
@@ -142,7 +142,7 @@ class Leaves:
         kind, maker, directory = self._nodes.revealed(node).kind, maker_of(node, self._epoch), folder / "files"
         directory.mkdir()
         if isinstance(kind, DiskOutput):
-            disk = replace(self._bench.disk(below.folder), earlier=earlier)
+            disk = replace(self._bench.disk(self._folders(below)), earlier=earlier)
             return kind.write(disk, maker, directory, self._host, log)
         assert isinstance(kind, FilesOutput)
         with self._bench.files(node, self._folders(below), log) as files:
@@ -169,7 +169,7 @@ class Leaves:
         there = disk is not None and use.keep(disk)
         made = cast(list[dict[str, str]], best.facts["files"])
         return Earlier([best.folder / "files" / file["name"] for file in made],
-                       self._bench.disk(disk.folder).path if disk is not None and there else None)  # fmt: skip
+                       self._bench.disk(self._folders(disk)).path if disk is not None and there else None)  # fmt: skip
 
     def _check(self, node: Node, below: Layer, work: Work) -> list[dict[str, object]]:
         results: list[dict[str, object]] = []
@@ -177,7 +177,7 @@ class Leaves:
         keep.mkdir()
         start, entered = time.monotonic(), False
         try:
-            with self._bench.booted(node, self._bench.disk(below.folder), keep, work.log) as guest:
+            with self._bench.booted(node, self._bench.disk(self._folders(below)), keep, work.log) as guest:
                 entered = True
                 for entry in node.recipe.checks:
                     results.append(self._one_check(node, entry, guest))

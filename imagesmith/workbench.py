@@ -159,14 +159,13 @@ class Bench:
         with tree.open_root(self._host, mount, epoch=self._epoch, log=log) as root:
             assemble(root, into / "disk.qcow2", spec, self._host, log)
 
-    def disk(self, folder: Path) -> Disk:
+    def disk(self, below: Sequence[Path]) -> Disk:
         """See engine.Workbench."""
-        from imagesmith.disk.attach import chain_of, newest, read_header
+        from imagesmith.disk.attach import newest, read_header
         from imagesmith.disk.bootable import boots_with
         from imagesmith.machine.firmware import store_name
 
-        path = folder / "disk.qcow2"
-        below = [file.parent for file in chain_of(path)]
+        path = below[-1] / "disk.qcow2"
         variables = {name: store for name in ("uefi", "uefi-secure") if (store := newest(below, store_name(name)))}
 
         def drivers() -> frozenset[str] | None:
@@ -206,7 +205,7 @@ class Bench:
                     found = stack.enter_context(native_disk.open_files(below, self._host, epoch=self._epoch, log=log))
                 except BuildError as error:
                     log(f"{error.message}; starting the libguestfs appliance")
-                    opening = guestfs.open_files(self.disk(below[-1]), self._host, accelerator=self.accelerator.name)
+                    opening = guestfs.open_files(self.disk(below), self._host, accelerator=self.accelerator.name)
                     found = stack.enter_context(opening)
                 yield found
 

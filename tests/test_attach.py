@@ -54,6 +54,7 @@ def test_each_layer_holds_what_was_written_while_it_was_open_though_finished_one
         disk.flush()
         assert is_sound(tmp_path / "one/disk.qcow2"), "a flushed layer is complete while it is still open"
         (tmp_path / "one").rename(tmp_path / "uno")
+        make_overlay(tmp_path / "uno/disk.qcow2", tmp_path / "two/disk.qcow2", HOST)
         disk.advance(tmp_path / "two/disk.qcow2", below=tmp_path / "uno/disk.qcow2")
         write(disk.path, MIB, b"other")
     assert read_header(tmp_path / "two/disk.qcow2").backing == "../uno/disk.qcow2"

@@ -112,12 +112,12 @@ def test_the_newest_store_of_each_firmware_counts(tmp_path: Path) -> None:
     (one / "variables-uefi.fd").write_bytes(b"old")
     (one / "variables-uefi-secure.fd").write_bytes(b"secure")
     (two / "variables-uefi.fd").write_bytes(b"new")
-    disk = Bench(None, HOST, epoch=0, note=quiet).disk(three)  # type: ignore[arg-type]
+    disk = Bench(None, HOST, epoch=0, note=quiet).disk([one, two, three])  # type: ignore[arg-type]
     assert {name: path.read_bytes() for name, path in disk.variables.items()} == {
         "uefi": b"new", "uefi-secure": b"secure",
     }  # fmt: skip
     assert newest([one, two, three], "variables-bios.fd") is None
-    assert Bench(None, HOST, epoch=0, note=quiet).disk(one).virtual_size == 8 * MIB  # type: ignore[arg-type]
+    assert Bench(None, HOST, epoch=0, note=quiet).disk([one]).virtual_size == 8 * MIB  # type: ignore[arg-type]
 
 
 def test_a_layers_store_is_verified_like_its_disk(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_layers_store_is_verified_like_its_disk(tmp_path: Path) -> None:
 def test_outputs_carry_the_variables_of_the_images_firmware(tmp_path: Path, output: DiskOutput) -> None:
     (layer,) = layers(tmp_path, 1)
     (layer / "variables-uefi.fd").write_bytes(b"entries")
-    disk = Bench(None, HOST, epoch=0, note=quiet).disk(layer)  # type: ignore[arg-type]
+    disk = Bench(None, HOST, epoch=0, note=quiet).disk([layer])  # type: ignore[arg-type]
     into = tmp_path / "into"
     into.mkdir()
     image, variables = output.write(disk, MAKER, into, HOST, quiet)

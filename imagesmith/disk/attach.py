@@ -77,13 +77,23 @@ def chain_of(path: Path) -> list[Path]:
 
 
 def layer_files(below: Sequence[Path]) -> list[Path]:
-    """The files of the folders of layers, the oldest first. Raises Refused where one does not stand on the next."""
+    """The files that a disk consists of, the oldest first, given the folders of all its layers.
+
+    Each stands on the one before, but for a layer that took in those below it (``flatten``) and stands on an older
+    one. Raises Refused where one stands on anything else.
+    """
     files = [folder / LAYER_FILE for folder in below]
-    for under, file in zip([None, *files], files, strict=False):
-        expected = f"../{under.parent.name}/{LAYER_FILE}" if under else ""
-        if (backing := read_header(file).backing) != expected:
-            raise Refused(f"{file} should stand on {expected or 'nothing'}, but its header says {backing or 'nothing'}")
-    return files
+    found = [files.pop()]
+    while True:
+        names = [f"../{file.parent.name}/{LAYER_FILE}" for file in files]
+        backing = read_header(found[-1]).backing
+        if not backing and not names:
+            return found[::-1]
+        if backing not in names:
+            raise Refused(f"{found[-1]} should stand on {names[-1] if names else 'nothing'}, but its header says "
+                          f"{backing or 'nothing'}")  # fmt: skip
+        del files[names.index(backing) + 1 :]
+        found.append(files.pop())
 
 
 def newest(below: Sequence[Path], name: str) -> Path | None:
@@ -127,15 +137,15 @@ class Attached:
     """A chain that is open. ``path`` is the disk as a raw file, ``socket`` the same over NBD (one of them is there)."""
 
     def __init__(
-        self, host: Host, qmp: Qmp, daemon: Process, files: Sequence[Path], *, writable: bool, nbd: bool
+        self, qmp: Qmp, daemon: Process, files: Sequence[Path], *, writable: bool, nbd: bool
     ) -> None:  # fmt: skip
-        self._host, self._qmp, self._daemon = host, qmp, daemon
+        self._qmp, self._daemon = qmp, daemon
         self._writable = writable
         self._sys = Path(f"/proc/{daemon.pid}/root/sys")
         self.path, self.socket = self._sys / "disk", self._sys / "nbd"
         for number, file in enumerate(files):
             self._open(number, file, number - 1 if number else None, writable and number == len(files) - 1)
-        self._top, self._named = len(files) - 1, files[-1]
+        self._top = len(files) - 1
         self._file = os.open(files[-1], os.O_RDONLY)
         export: dict[str, Any] = {"id": _EXPORT, "node-name": f"layer{self._top}", "writable": writable}
         if nbd:
@@ -186,20 +196,19 @@ class Attached:
         os.fsync(self._file)
 
     def advance(self, into: Path, *, below: Path | None = None) -> None:
-        """Close the layer at work, and open ``into`` (the name of a qcow2 to be made) on top of it, live.
+        """Close the layer at work, and open ``into``, a qcow2 made on top of it, live.
 
         ``below`` is the name of the layer at work, where it was renamed since it was opened. What is mounted may stay
         so where its file systems are flushed and nothing writes. Raises BuildError.
         """
         if below is not None:
             self._link(self._top, below)
-        make_overlay(below or self._named, into, self._host)
         self._open(self._top + 1, into, None, True)
         self._qmp.execute("blockdev-snapshot", within=_FLUSH_SECONDS,
                           node=f"layer{self._top}", overlay=f"layer{self._top + 1}")  # fmt: skip
         os.fsync(self._file)
         os.close(self._file)
-        self._top, self._named, self._file = self._top + 1, into, os.open(into, os.O_RDONLY)
+        self._top, self._file = self._top + 1, os.open(into, os.O_RDONLY)
 
     def close(self) -> None:
         """Bring the file at work to the disk, whatever it is called by now."""
@@ -234,7 +243,7 @@ def attached(files: Sequence[Path], host: Host, *, writable: bool, nbd: bool = F
                 "it needs namespaces of its own (see unshare(1)): is this a container without that right, or does "
                 "the kernel refuse user namespaces to users?")) from error  # fmt: skip
         with qmp:
-            disk = Attached(host, qmp, daemon, files, writable=writable, nbd=nbd)
+            disk = Attached(qmp, daemon, files, writable=writable, nbd=nbd)
             stack.callback(disk.close)
             try:
                 yield disk

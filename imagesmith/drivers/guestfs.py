@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imagesmith.archive import Archive, archive_of
-from imagesmith.disk.attach import LAYER_FILE, Attached, attached, chain_of, layer_files, make_overlay
+from imagesmith.disk.attach import LAYER_FILE, Attached, attached, chain_of
+from imagesmith.disk.flatten import make_layer
 from imagesmith.drivers import appliance as appliances
 from imagesmith.drivers.appliance import Appliance, ApplianceError
 from imagesmith.drivers.appliance_root import ApplianceRoot
@@ -115,13 +116,11 @@ class GuestfsSession:
         self._below.append(into)
 
     def _open(self, into: Path, log: Log) -> tuple[Appliance, Attached]:
-        file = into / LAYER_FILE
+        files = make_layer(self._below, into, self._host)
         if self._appliance is not None and self._disk is not None:
-            self._disk.advance(file, below=self._below[-1] / LAYER_FILE)
+            self._disk.advance(files[-1], below=self._below[-1] / LAYER_FILE)
             return self._appliance, self._disk
-        files = layer_files(self._below)
-        make_overlay(files[-1], file, self._host)
-        self._disk = self._stack.enter_context(attached([*files, file], self._host, writable=True, nbd=True))
+        self._disk = self._stack.enter_context(attached(files, self._host, writable=True, nbd=True))
         log(f"starting the libguestfs appliance ({self._accelerator})")
         self._appliance = self._stack.enter_context(
             appliances.started(self._host, serve, socket=self._disk.socket, writable=True, network=True,

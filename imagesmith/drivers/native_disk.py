@@ -15,6 +15,7 @@ from pathlib import Path
 
 from imagesmith import tree
 from imagesmith.disk.attach import LAYER_FILE, attached, layer_files, make_overlay
+from imagesmith.disk.flatten import make_layer
 from imagesmith.disk.partitions import Partition, find_partitions, root_of
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
@@ -54,10 +55,8 @@ class NativeDiskSession:
     ) -> Iterator[Root]:
         """Open the next layer for one step (interfaces.Session)."""
         self.below[-1] = below or self.below[-1]
-        files = layer_files(self.below)
-        make_overlay(files[-1], into / LAYER_FILE, self.host)
         with (
-            attached([*files, into / LAYER_FILE], self.host, writable=True) as disk,
+            attached(make_layer(self.below, into, self.host), self.host, writable=True) as disk,
             open_disk(disk.path, self.host, epoch=self.epoch, log=log, timeout=timeout) as root,
         ):
             yield root

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, make_overlay, newest
+from imagesmith.disk.attach import LAYER_FILE, Attached, attached, layer_files, newest
+from imagesmith.disk.flatten import make_layer
 from imagesmith.drivers.guestfs import Guestfs
 from imagesmith.drivers.ssh_guest import SshGuest
 from imagesmith.drivers.ssh_resume import Keeper, OtherMachine, Waking, forget, there
@@ -147,6 +148,7 @@ class SshSession:
             return self._running
         if self._running.keeper is not None:
             self._running.keeper.finish()
+        make_layer(self._below, into, self._driver.host)
         self._running.disk.advance(file, below=self._below[-1] / LAYER_FILE)
         self._running.guest.machine.qmp.execute("cont")
         self._running.guest.release()
@@ -183,7 +185,6 @@ class SshSession:
 
     def _start(self, file: Path, log: Log, *, going_on: bool) -> _Running:
         driver, host = self._driver, self._driver.host
-        files = layer_files(self._below)
         # A folder of its own, in the system's: its name must be short, for the sockets.
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="imagesmith-")))
         over_ssh = driver.login is None or not driver.login.winrm
@@ -194,8 +195,9 @@ class SshSession:
         if going_on:
             waking = Waking(self._below[-1], memory, host)
             self._stack.callback(waking.close)
-        credentials, public_key = self._enable_login(files[-1], file, folder, log, running=going_on)
-        disk = self._stack.enter_context(attached([*files, file], host, writable=True, nbd=True))
+        credentials, public_key = self._enable_login(file, folder, log, running=going_on)
+        files = layer_files([*self._below, file.parent])
+        disk = self._stack.enter_context(attached(files, host, writable=True, nbd=True))
         kept = newest(self._below, firmwares.store_name(driver.firmware))
         firmware = firmwares.prepare(driver.firmware, driver.arch, folder, host, kept=kept)
         variables = self._stack.enter_context(firmware.variables.open("rb")) if firmware.variables else None
@@ -232,14 +234,14 @@ class SshSession:
         return _Running(disk, guest, variables, tpm, keeper)
 
     def _enable_login(
-        self, below: Path, file: Path, folder: Path, log: Log, *, running: bool
+        self, file: Path, folder: Path, log: Log, *, running: bool
     ) -> tuple[Credentials, str]:
-        """Make the overlay ``file``; say what opens the guest on it, and what public key is to be let in, if any.
+        """Make the layer's ``file``; say what opens the guest on it, and what public key is to be let in, if any.
 
         It is put into the guest's disk, unless the guest is ``running`` already.
         """
         driver, host = self._driver, self._driver.host
-        make_overlay(below, file, host)
+        make_layer(self._below, file.parent, host)
         if driver.login is not None:
             driver.login.check(folder, host)
             return driver.login, ""

@@ -16,6 +16,10 @@ _SPARE = ("/mnt", "/media", "/srv", "/opt")
 """Folders that every system has; a block image is mounted over one of them, seen by nobody else."""
 
 
+DEEPEST = 500
+"""The layers below that overlayfs takes (kernel: fs/overlayfs/super.c, later params.h, OVL_MAX_STACK)."""
+
+
 @dataclass(frozen=True)
 class DirectoryMount:
     """A plain directory is the root."""

@@ -18,7 +18,7 @@ from imagesmith.errors import BuildError, Interrupted, StepFailed, TimedOut, Too
 from imagesmith.host import PIPE, Host, Process
 from imagesmith.interfaces import Log, Result, Terminal
 from imagesmith.tree import idmap, wire
-from imagesmith.tree.mounts import BlockMount, Mount
+from imagesmith.tree.mounts import DEEPEST, BlockMount, Mount, OverlayMount
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from imagesmith.tree.agent import main; main()"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +246,9 @@ def open_root(
     user = not isinstance(mount, BlockMount)
     if not user and os.geteuid() != 0:
         raise BuildError("only root can mount a disk's file system", hint="use the guestfs driver (via: guestfs)")
+    if isinstance(mount, OverlayMount) and len(mount.layers) > DEEPEST:
+        raise BuildError(f"the root file system has {len(mount.layers)} layers; the kernel's overlayfs takes at most "
+                         f"{DEEPEST}", hint="put several steps into one step, such as a script")  # fmt: skip
     argv = [sys.executable, "-I", "-S", "-B", "-c", _START, str(_PACKAGE_ROOT)]
     with tempfile.TemporaryFile() as stderr, host.start(
         argv, purpose="open a root file system", stdin=PIPE, stdout=PIPE, stderr=stderr
