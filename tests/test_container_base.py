@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from imagesmith.errors import BuildError, Refused
+from imagesmith.host import Host
 from tests.conftest import Command
 from tests.trees import Shop, make
 
@@ -32,6 +33,20 @@ def layer(files: dict[str, str], links: dict[str, str] | None = None, devices: t
             member = tarfile.TarInfo(name)
             member.size, member.uid, member.mode = len(text), 7, 0o640
             tar.addfile(member, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def folder(name: str, mode: int, owner: int = 0) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.mode, member.uid, member.gid = tarfile.DIRTYPE, mode, owner, owner
+    return member
+
+
+def of_members(*members: tarfile.TarInfo) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for member in members:
+            tar.addfile(member)
     return buffer.getvalue()
 
 
@@ -91,6 +106,58 @@ def test_a_plain_tar_is_taken_too_and_a_disk_is_not(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"QFI\xfb" + bytes(1000))
     with pytest.raises(BuildError, match="holds no root file system"):
         make("bases", "container", {**options, "path": str(tmp_path / "disk")}).make(into, Shop())
+
+
+def test_a_later_layer_changes_folders_and_what_is_one(tmp_path: Path) -> None:
+    first = of_members(folder("srv", 0o755), folder("was", 0o755), folder("was/folder", 0o755), folder("gone", 0o700),
+                       tarfile.TarInfo("was/file"), tarfile.TarInfo("gone/x"))  # fmt: skip
+    link = tarfile.TarInfo("was/folder")
+    link.type, link.linkname = tarfile.SYMTYPE, "/srv"
+    second = of_members(folder("srv", 0o2750, 7), link, folder("was/file", 0o711), tarfile.TarInfo(".wh.gone"),
+                        tarfile.TarInfo("opt/child"), folder("opt", 0o1770, 9))  # fmt: skip
+    image, into = oci(tmp_path / "image.tar", [first, second]), tmp_path / "tree"
+    into.mkdir()
+    make("bases", "container", {"path": str(image), "kernel": "none", "trusted": True}).make(into, Shop())
+    found = {name: (into / name).lstat() for name in ("srv", "opt", "was/file")}
+    assert {name: (oct(s.st_mode & 0o7777), s.st_uid) for name, s in found.items()} == {
+        "srv": ("0o2750", 7), "opt": ("0o1770", 9), "was/file": ("0o711", 0)}  # fmt: skip
+    assert (into / "was/folder").is_symlink()
+    assert (into / "was/file").is_dir()
+    assert not (into / "gone").exists()
+
+
+@pytest.mark.parametrize("format", ["gnu", "pax"])
+def test_sparse_files_and_long_names_of_a_tar_are_what_they_were(tmp_path: Path, format: str) -> None:
+    files, name = tmp_path / "files", f"{'d' * 120}/é"
+    (files / name).parent.mkdir(parents=True)
+    with (files / name).open("wb") as sparse:
+        for at in (1 << 20, 3 << 20):
+            sparse.seek(at)
+            sparse.write(b"x" * 5000)
+    (files / "other").hardlink_to(files / name)
+    Host().run(["tar", "-S", f"--format={format}", "-cf", tmp_path / "root.tar", "-C", files, "."], purpose="test")
+    into = tmp_path / "tree"
+    into.mkdir()
+    options = {"path": str(tmp_path / "root.tar"), "kernel": "none", "trusted": True}
+    make("bases", "container", options).make(into, Shop())
+    assert (into / name).read_bytes() == (files / name).read_bytes()
+    assert (into / "other").samefile(into / name)
+
+
+def test_an_image_for_another_processor_is_refused(tmp_path: Path) -> None:
+    shop = Shop()
+    shop.arch = "aarch64"
+    options = {"path": str(oci(tmp_path / "image.tar", [LOWER])), "kernel": "none", "trusted": True}
+    with pytest.raises(BuildError, match="made for amd64, and the recipe for arm64"):
+        make("bases", "container", options).make(tmp_path / "tree", shop)
+
+
+def test_a_layer_that_removes_what_has_no_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.tar").write_bytes(layer({"etc/.wh...": ""}))
+    (tmp_path / "tree").mkdir()
+    options = {"path": str(tmp_path / "bad.tar"), "kernel": "none", "trusted": True}
+    with pytest.raises(Refused, match="removes what has no name"):
+        make("bases", "container", options).make(tmp_path / "tree", Shop())
 
 
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
+import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar, Literal
 
@@ -28,6 +30,21 @@ _FOLDERS = """
 for name in dev proc run sys; do [ -d "$1/$name" ] || mkdir -m 0755 "$1/$name"; done
 [ -d "$1/tmp" ] || { mkdir "$1/tmp"; chmod 1777 "$1/tmp"; }
 """
+_OWN = """
+import json, os, stat, sys
+with open(sys.argv[2]) as found:
+    folders = json.load(found)
+os.chroot(sys.argv[1])
+for path, (mode, user, group) in folders.items():
+    path = b"/" + path.encode("utf-8", "surrogateescape")
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            os.chown(path, user, group)
+            os.chmod(path, mode)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+"""
+"""Gives the folders of a tree, by their names in a file, their owners and modes: no link leads out."""
 _LEFTOVERS = ("/.dockerenv", "/.dockerinit", "/usr/sbin/policy-rc.d", "/etc/apt/apt.conf.d/docker-*",
               "/etc/dpkg/dpkg.cfg.d/docker-apt-speedup", "/run/.containerenv")  # fmt: skip
 """What container images have because they are no machines."""
@@ -80,12 +97,20 @@ class Container(Sourced, name="container", version=1, shorthand="path"):
             if not found.trees:
                 raise BuildError(f"{source.name} holds no root file system, but {found.format or 'a disk image'}",
                                  hint="a disk image is begun with by 'base: {disk: …}'")  # fmt: skip
+            made_for = found.about.get("architecture", _ARCHES[shop.arch])
+            if made_for != _ARCHES[shop.arch]:
+                raise BuildError(f"{source.name} is made for {made_for}, and the recipe for {_ARCHES[shop.arch]}",
+                                 hint="take the image of that platform, or correct 'arch'")  # fmt: skip
+            folders: dict[str, tuple[int, int, int] | None] = {}
             with shop.tree(into) as root:
                 for number, tree in enumerate(found.trees, 1):
                     shop.log(f"layer {number} of {len(found.trees)}")
-                    _apply(tree, Path(folder), root, shop.log)
-        # while programs run in a tree, these are lent to it: what a layer says of them does not stay
-        shop.inside(["sh", "-ec", _FOLDERS, "sh", str(into)], purpose="make the folders of a machine")
+                    _apply(tree, Path(folder), root, shop.log, folders)
+            # while programs run in a tree, these are lent to it: what a layer says of them does not stay
+            shop.inside(["sh", "-ec", _FOLDERS, "sh", str(into)], purpose="make the folders of a machine")
+            listed = Path(folder, "folders.json")
+            listed.write_text(json.dumps({name: own for name, own in folders.items() if own is not None}))
+            shop.inside([sys.executable, "-I", "-c", _OWN, str(into), str(listed)], purpose="set the folders' owners")
         with shop.tree(into) as root:
             root.remove(list(_LEFTOVERS))
             if self.kernel != "none":
@@ -129,16 +154,33 @@ def _distribution(root: Root) -> str:
     return ""
 
 
-def _apply(tree: Path, work: Path, root: Root, log: Log) -> None:
-    """Put one layer on what is there (OCI image specification 1.0, layer.md): removals first, then its files."""
+def _apply(
+    tree: Path, work: Path, root: Root, log: Log, folders: dict[str, tuple[int, int, int] | None]
+) -> None:  # fmt: skip
+    """Put one layer on what is there (OCI image specification 1.0, layer.md): removals first, then its files.
+
+    ``folders`` are all names so far: a folder's mode and owners, which a later layer may change; None for the rest.
+    """
     with tempfile.TemporaryFile(dir=work) as plain:
-        gone, emptied = _sorted_out(tree, plain, log)
+        gone, emptied, own = _sorted_out(tree, plain, log, folders)
         if emptied:
-            root.remove([f"/{_escaped(path)}/{names}" for path in emptied for names in ("*", ".[!.]*")])
+            root.remove([f"/{_escaped(path)}/{names}" for path in emptied for names in ("*", ".[!.]*", "..?*")])
         if gone:
             root.remove([f"/{_escaped(path)}" for path in gone])
+        lost = {*gone, *(f"{path}/" for path in emptied)}
+        for name in [name for name in folders if not lost.isdisjoint(_at_and_above(name))]:
+            del folders[name]
+        folders.update(own)
         plain.seek(0)
         root.unpack(plain)
+
+
+def _at_and_above(name: str) -> list[str]:
+    """A name and the folders that it is in; these with a slash, too, as they lose what is in them."""
+    found = [name]
+    while name := posixpath.dirname(name):
+        found += [name, f"{name}/"]
+    return found
 
 
 def _escaped(path: str) -> str:
@@ -146,9 +188,15 @@ def _escaped(path: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
-def _sorted_out(tree: Path, into: BinaryIO, log: Log) -> tuple[Sequence[str], Sequence[str]]:
-    """Write the layer's files into a plain tar; return what it removes, and the folders that it empties."""
-    gone, emptied, devices = [], [], 0
+def _sorted_out(
+    tree: Path, into: BinaryIO, log: Log, before: Mapping[str, object]
+) -> tuple[Sequence[str], Sequence[str], Mapping[str, tuple[int, int, int] | None]]:  # fmt: skip
+    """Write the layer's files into a plain tar; return what it removes, the folders that it empties, and its names.
+
+    What is a folder in the layers ``before`` and none in this one, or the other way round, is removed first.
+    """
+    gone, emptied, devices = list[str](), list[str](), 0
+    own: dict[str, tuple[int, int, int] | None] = {}
     try:
         with (
             tarfile.open(tree, "r:*") as source,
@@ -162,18 +210,33 @@ def _sorted_out(tree: Path, into: BinaryIO, log: Log) -> tuple[Sequence[str], Se
                 if base == ".wh..wh..opq":
                     emptied.append(parent)
                 elif base.startswith(".wh."):
+                    if base[4:] in ("", ".", ".."):
+                        raise Refused(f"{tree.name} removes what has no name: {member.name}")
                     gone.append(posixpath.join(parent, base[4:]))
                 elif not name or parent.partition("/")[0] in _RUNTIME:
                     continue
                 elif member.ischr() or member.isblk() or member.isfifo():
                     devices += 1
                 else:
-                    member.name = name
-                    if member.islnk():
-                        member.linkname = posixpath.normpath("/" + member.linkname).lstrip("/")
-                    out.addfile(member, source.extractfile(member) if member.isreg() else None)
+                    if name in before and (before[name] is not None) != member.isdir():
+                        gone.append(name)
+                    own[name] = (member.mode & 0o7777, member.uid, member.gid) if member.isdir() else None
+                    _copy(member, name, source, out)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise Refused(f"{tree.name} is a damaged layer: {error}") from error
     if devices:
         log(f"left out {devices} device nodes and named pipes: a machine's kernel makes its own")
-    return gone, emptied
+    return gone, emptied, own
+
+
+def _copy(member: tarfile.TarInfo, name: str, source: tarfile.TarFile, out: tarfile.TarFile) -> None:
+    """Write a member under ``name``; a sparse file becomes a plain one."""
+    stream = source.extractfile(member) if member.isreg() else None
+    member.name = name
+    if member.islnk():
+        member.linkname = posixpath.normpath("/" + member.linkname).lstrip("/")
+    # else names and sizes in them would count for more than the member's
+    member.pax_headers = {key: value for key, value in member.pax_headers.items() if key.startswith("SCHILY.xattr.")}
+    if member.issparse():
+        member.type, member.sparse = tarfile.REGTYPE, None
+    out.addfile(member, stream)
