@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import (
     bootstrap,
+    chains,
     changed_step,
     checkpoints,
     convert,
@@ -34,6 +35,7 @@ from benchmarks._table import show
 BENCHMARKS = {
     "image-makers": image_makers.run,
     "bootstrap": bootstrap.run,
+    "chains": chains.run,
     "many": many.run,  # these three each begin with an empty store and leave one with the base in it
     "provision": provision.run,
     "outputs": outputs.run,
