@@ -2,7 +2,9 @@
 
 Hashing a disk of a few hundred megabytes takes as long as all the rest of a plan. What a file's inode says of its
 change (stat(2): st_ctime cannot be set by anybody) is kept with its digest; a file that changed within the last two
-seconds is not remembered, as its next change might fall on the same tick of the clock.
+two seconds is not remembered, as its next change might fall on the same tick of the clock. A program that has mapped
+the file (mmap(2)) changes its times at its first write to a page after that was written to the medium, so that is done
+before a digest is remembered; a mapped file in tmpfs may change unseen.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ def sha256(path: Path) -> str:
         key = _key(found)
         if found.st_size >= _LARGE and key in _known:
             return _known[key]
+        if found.st_size >= _LARGE and abs(time.time() - found.st_ctime) > _SETTLED:
+            with contextlib.suppress(OSError):  # where nothing can be written, nothing is waiting to be
+                os.fsync(stream.fileno())
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         settled = abs(time.time() - found.st_ctime) > _SETTLED and _key(os.fstat(stream.fileno())) == key
     if found.st_size >= _LARGE and settled:

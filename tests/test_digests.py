@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_a_change_is_seen_whatever_was_done_to_hide_it(large: Path, tmp_path: Pa
         stream.write(b"b")
     os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert digests.sha256(large) == hashlib.sha256(large.read_bytes()).hexdigest() != first
+
+
+def test_a_change_by_a_program_that_has_mapped_the_file_is_seen(large: Path, tmp_path: Path) -> None:
+    with large.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
+        for byte in (66, 67):
+            mapped[0] = byte
+            assert digests.sha256(large) == hashlib.sha256(large.read_bytes()).hexdigest()
+            assert digests._known
 
 
 def test_what_has_just_changed_is_not_remembered(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
