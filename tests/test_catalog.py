@@ -57,6 +57,8 @@ def test_every_build_is_a_version_and_the_same_box_is_there_once(tmp_path: Path)
     assert versions(boxes) == {
         "1.2": ["libvirt", "virtualbox"], "1.2.1": ["libvirt"], "1.2.2": ["libvirt"], "1.3": ["libvirt"],
     }  # fmt: skip
+    (boxes / "1.2.1-libvirt.box").unlink()  # somebody made room
+    assert add(box(tmp_path, "two"), boxes, "", Host()) == "1.2.1"
     assert (boxes / "1.2.1-libvirt.box").read_text() == "two"
 
 

@@ -55,7 +55,7 @@ def add(box: Box, folder: Path, url: str, host: Host) -> str:
         entry = _place(document, box)
         version = str(entry["version"])
         name = f"{version}-{box.provider}.box"
-        if not any(p["name"] == box.provider for p in entry["providers"]):
+        if not any(p["name"] == box.provider for p in entry["providers"]) or not (folder / name).exists():
             unfinished = folder / f".{name}.new"
             host.run(["cp", "--reflink=auto", "--no-preserve=all", box.path, unfinished],
                      purpose="put the box into the catalog")  # fmt: skip
