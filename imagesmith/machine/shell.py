@@ -73,7 +73,7 @@ while read -r word token lines bytes <&3; do
     while [ "$lines" -gt 0 ]; do
         IFS= read -r line <&3; script=$script$line$newline; lines=$((lines - 1))
     done
-    if [ "$bytes" -gt 0 ]; then input=$work/in; head -c "$bytes" <&3 >"$input"; fi
+    if [ "$bytes" -gt 0 ]; then input=$work/in; head -c "$bytes" <&3 >"$input" || exit 1; fi
     {{ cat "$work/out" & echo $! >"$work/relay"; wait $! && printf '\\000%s end\\n' "$token"; }} >&3 2>/dev/null &
     (exec 3>&-; umask "$mask"; eval "$script") <"$input" >"$work/out" 2>"$work/err"
     status=$? said=0
