@@ -394,6 +394,8 @@ def names_placed(*names: str) -> list[str]:
 def test_names_in_a_tar_become_what_the_guests_links_lead_to() -> None:
     assert names_placed("lib/old/f", "lib/new/g") == ["usr/lib/old/f", "usr/lib/new", "usr/lib/new/g"]
     assert names_placed("../../lib/f") == ["usr/lib/f"]
+    long = "d" * 120
+    assert names_placed("lib/é", f"lib/{long}/f") == ["usr/lib/é", f"usr/lib/{long}", f"usr/lib/{long}/f"]
     with pytest.raises(IsADirectoryError):
         names_placed("lib/old")
     with pytest.raises(FileExistsError):

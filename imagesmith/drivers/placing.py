@@ -58,7 +58,8 @@ class _Placing:
         if name in self.entries(parent):
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), here)
         member = like or tarfile.TarInfo()
-        member.type, member.name = tarfile.DIRTYPE, here.lstrip("/")
+        member.type = tarfile.DIRTYPE
+        _rename(member, here.lstrip("/"))
         if like is None:
             member.mode, member.mtime = 0o755, self._epoch
         self._out.addfile(member)
@@ -77,7 +78,7 @@ class _Placing:
             raise OSError(errno.EINVAL, "neither a file, a directory nor a link", member.name)
         parent = self.make(posixpath.dirname(path))
         name = posixpath.basename(path)
-        member.name = posixpath.join(parent, name).lstrip("/")
+        _rename(member, posixpath.join(parent, name).lstrip("/"))
         if self.entries(parent).get(name) == "d":
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if member.islnk():
@@ -89,6 +90,12 @@ class _Placing:
         self._out.addfile(member, source.extractfile(member) if member.isreg() else None)
         self.entries(parent)[name] = "l" if member.issym() else "f"
         self._behind.clear()  # a link may now lead elsewhere
+
+
+def _rename(member: tarfile.TarInfo, name: str) -> None:
+    """Call a member something else: tarfile lets the names in its pax headers count for more than its own."""
+    member.name = name
+    member.pax_headers = {key: value for key, value in member.pax_headers.items() if key not in ("path", "linkpath")}
 
 
 def place(archive: BinaryIO, out: BinaryIO, folders: Folders, *, epoch: int) -> None:
