@@ -32,7 +32,7 @@ def inspect(
 
     host = Host()
     found = examine(image, host, lambda line: None, appliance=None if quick else appliance_reader(host))
-    print(json.dumps(found.plain(), indent=2, default=str) if as_json else "\n".join(_told(found)))
+    print(json.dumps(found.plain(), indent=2, default=str) if as_json else "\n".join(map(_shown, _told(found))))
 
 
 def convert(
@@ -52,12 +52,13 @@ def convert(
     import tempfile
 
     from imagesmith.look.contained import opened
+    from imagesmith.look.image import roomy
     from imagesmith.plan import make_plan
     from imagesmith.recipe import name_for, of_image
 
     if not image.is_file():
         raise usage(f"{image}: no such image")
-    with tempfile.TemporaryDirectory(prefix=".imagesmith-", dir=image.absolute().parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".imagesmith-", dir=roomy(image)) as folder:
         found = opened(image, Path(folder))
         if found.disk is None:
             raise usage(f"{image} is a {found.format} of a root file system, not a disk; a recipe makes a disk of it, "
@@ -97,6 +98,11 @@ def _told(found: Findings) -> list[str]:
         elif system.package_format:
             lines.append(f"  packages: {system.package_format}")
     return lines + [f"  note: {note}" for note in found.notes]
+
+
+def _shown(line: str) -> str:
+    """Take what a terminal would obey out of an image's own words."""
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _plain(value: object) -> str:

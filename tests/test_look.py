@@ -113,13 +113,15 @@ def test_links_in_a_file_system_are_followed_inside_it(tmp_path: Path) -> None:
     (root / "lib").symlink_to("/usr/lib")
     (root / "etc/shadow").symlink_to("/etc/passwd")
     (root / "etc/loop").symlink_to("loop")
+    with (root / "etc/huge").open("wb") as huge:
+        huge.truncate(1 << 40)
     raw = tmp_path / "raw"
     raw.touch()
     ask("mke2fs", "-q", "-t", "ext4", "-d", root, raw, "8M")
     reader = Ext4Reader(raw, 0, Host())
     assert reader.read("/etc/os-release") == b"ID=debian\n"
     assert reader.names("/lib") == ["os-release"]
-    for path in ("/etc/shadow", "/etc/loop", "/etc", "/nothing/there"):
+    for path in ("/etc/shadow", "/etc/loop", "/etc", "/nothing/there", "/etc/huge"):
         with pytest.raises(FileNotFoundError):
             reader.read(path)
 
@@ -142,3 +144,30 @@ def test_a_compressed_disk_is_unpacked_sparsely(tmp_path: Path) -> None:
     status = found.disk.stat()
     assert status.st_size == 4096 + (64 << 20)
     assert status.st_blocks * 512 < 4 << 20
+
+
+def test_a_disk_in_a_sparse_tar_is_taken_out_sparsely(tmp_path: Path) -> None:
+    with (tmp_path / "disk.raw").open("wb") as disk:
+        disk.write(b"\1" * 4096)
+        disk.truncate(1 << 30)
+    ask("tar", "-S", "--format=oldgnu", "-cf", tmp_path / "gce.tar", "-C", tmp_path, "disk.raw")
+    (tmp_path / "work").mkdir()
+    found = opened(tmp_path / "gce.tar", tmp_path / "work").disk
+    assert found is not None
+    assert found.stat().st_size == 1 << 30
+    assert found.stat().st_blocks * 512 < 4 << 20
+
+
+def test_an_image_cannot_command_the_terminal_of_who_looks_at_it(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(tree({"etc/os-release": 'PRETTY_NAME="\033]0;gotcha\007x"\n'}).getvalue())
+    assert "system: ?]0;gotcha?x" in command("inspect", str(tmp_path / "image.tar")).out
+
+
+def test_a_squashfs_whose_links_lead_round_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/os-release").symlink_to("os-release")
+    (tmp_path / "root/etc/hostname").write_text("box")
+    ask("mksquashfs", tmp_path / "root", tmp_path / "root.squashfs", "-quiet", "-no-progress")
+    system = examine(tmp_path / "root.squashfs", Host(), print).system
+    assert system is not None
+    assert (system.name, system.hostname) == ("", "box")

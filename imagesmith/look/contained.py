@@ -14,7 +14,6 @@ import json
 import lzma
 import posixpath
 import re
-import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -76,19 +75,25 @@ def _decompress(source: Path, into: Path, kind: str) -> None:
                                                                        closefd=True),
     }  # fmt: skip
     try:
-        with openers[kind](source) as packed, into.open("wb") as out:
-            size = 0
-            while chunk := packed.read(1 << 20):
-                size += len(chunk)
-                if size > LARGEST:
-                    raise Refused(f"{source} unpacks to more than {LARGEST >> 40} TiB, which is not believed")
-                if chunk.count(0) == len(chunk):
-                    out.seek(len(chunk), 1)
-                else:
-                    out.write(chunk)
-            out.truncate(size)
+        with openers[kind](source) as packed:
+            _sparsely(packed, into, str(source))
     except (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
         raise Refused(f"{source} is damaged or cut off: {error}", hint="fetch it again") from error
+
+
+def _sparsely(source: BinaryIO, into: Path, name: str) -> None:
+    """Copy, with holes for zeros, and no more than LARGEST."""
+    with into.open("wb") as out:
+        size = 0
+        while chunk := source.read(1 << 20):
+            size += len(chunk)
+            if size > LARGEST:
+                raise Refused(f"{name} unpacks to more than {LARGEST >> 40} TiB, which is not believed")
+            if chunk.count(0) == len(chunk):
+                out.seek(len(chunk), 1)
+            else:
+                out.write(chunk)
+        out.truncate(size)
 
 
 def _tar(path: Path, work: Path) -> Contained:
@@ -127,8 +132,11 @@ def _disk(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], work: Pa
 
 
 def _taken(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> Path:
-    with cast(BinaryIO, tar.extractfile(member)) as source, into.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+    """Take a member out. In a sparse one there may be far more than the archive's bytes."""
+    if member.size > LARGEST:
+        raise Refused(f"{tar.name!s}: {member.name} is larger than {LARGEST >> 40} TiB, which is not believed")
+    with cast(BinaryIO, tar.extractfile(member)) as source:
+        _sparsely(source, into, member.name)
     return into
 
 

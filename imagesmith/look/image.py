@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,7 +18,7 @@ from imagesmith.host import Host
 from imagesmith.installer.media import look as look_at_iso
 from imagesmith.interfaces import Log
 from imagesmith.look.contained import SQUASHFS, opened
-from imagesmith.look.reader import Ext4Reader, Reader, TarReader
+from imagesmith.look.reader import LARGEST, Ext4Reader, Reader, TarReader
 from imagesmith.look.system import DRIVERS, INITS, System, kernels, look
 
 Appliance = Callable[[Path], AbstractContextManager[Reader]]
@@ -59,7 +60,7 @@ def examine(path: Path, host: Host, log: Log, *, appliance: Appliance | None = N
     """Look at an image of any format that is written or imported here. Raises BuildError, Refused, ToolFailed."""
     if not path.is_file():
         raise BuildError(f"no such image: {path}")
-    with tempfile.TemporaryDirectory(prefix="imagesmith-", dir=_roomy(path)) as name, path.open("rb") as stream:
+    with tempfile.TemporaryDirectory(prefix="imagesmith-", dir=roomy(path)) as name, path.open("rb") as stream:
         work, size, head = Path(name), path.stat().st_size, stream.read(4)
         if head == SQUASHFS:
             with _squashfs(path, work, host) as reader:
@@ -92,9 +93,10 @@ def drivers_of(image: Path, host: Host) -> frozenset[str] | None:
     return found[0].modules if found else None
 
 
-def _roomy(path: Path) -> Path:
+def roomy(path: Path) -> Path:
     """Beside the image, where there is room for what is taken out of it; or the usual place."""
-    return path.parent if path.parent.stat().st_mode & 0o200 else Path(tempfile.gettempdir())
+    beside = path.absolute().parent
+    return beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
 def _disk(
@@ -170,7 +172,10 @@ class FolderReader:
         self._folder = folder
 
     def _inside(self, path: str) -> Path | None:
-        found = (self._folder / path.lstrip("/")).resolve()
+        try:
+            found = (self._folder / path.lstrip("/")).resolve()
+        except (OSError, RuntimeError):  # a link that leads to itself
+            return None
         return found if found.is_relative_to(self._folder.resolve()) else None
 
     def names(self, path: str) -> Sequence[str]:
@@ -181,6 +186,6 @@ class FolderReader:
     def read(self, path: str) -> bytes:
         """See Reader."""
         found = self._inside(path)
-        if found is None or not found.is_file():
+        if found is None or not found.is_file() or found.stat().st_size > LARGEST:
             raise FileNotFoundError(path)
         return found.read_bytes()

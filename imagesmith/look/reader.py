@@ -18,6 +18,8 @@ from imagesmith.machine.inject import debugfs
 
 LARGEST = 256 << 20
 """Bytes: what a file of a foreign image that is read whole may have."""
+_LONGEST = 4096
+"""Bytes of a link's target (Linux: PATH_MAX)."""
 
 
 class Reader(Protocol):
@@ -40,25 +42,25 @@ class Ext4Reader:
 
     def __init__(self, raw: Path, offset: int, host: Host) -> None:
         self._device, self._host = f"{raw}?offset={offset}", host
-        self._folders: dict[str, dict[str, tuple[int, int]]] = {}
+        self._folders: dict[str, dict[str, tuple[int, int, int]]] = {}
 
     def names(self, path: str) -> Sequence[str]:
         """See Reader."""
         return sorted(self._listed(self._folder(path)))
 
     def read(self, path: str) -> bytes:
-        """See Reader."""
+        """See Reader. A file that is larger than LARGEST, which may take no room in the image, is none."""
         for _ in range(16):
             parent, name = posixpath.split(path)
-            mode, inode = self._listed(self._folder(parent)).get(name, (0, 0))
+            mode, inode, size = self._listed(self._folder(parent)).get(name, (0, 0, 0))
             if mode >> 12 != 0o12:
                 break
-            path = posixpath.normpath(posixpath.join(parent, self._target(inode)))
-        if mode >> 12 != 0o10:
+            path = posixpath.normpath(posixpath.join(parent, self._target(inode, size)))
+        if mode >> 12 != 0o10 or size > LARGEST:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         with tempfile.NamedTemporaryFile(prefix="imagesmith-") as file:
             debugfs(self._device, [f"dump <{inode}> {file.name}"], self._host)
-            return Path(file.name).read_bytes()[:LARGEST]
+            return Path(file.name).read_bytes()
 
     def _folder(self, path: str) -> str:
         """The path without links in it, or one that does not exist."""
@@ -71,16 +73,18 @@ class Ext4Reader:
             if part == "..":
                 found = posixpath.dirname(found)
                 continue
-            mode, inode = self._listed(found).get(part, (0, 0))
+            mode, inode, size = self._listed(found).get(part, (0, 0, 0))
             if mode >> 12 == 0o12:
-                target = self._target(inode)
+                target = self._target(inode, size)
                 found = "/" if target.startswith("/") else found
                 parts += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
             else:
                 found = posixpath.join(found, part)
         return "/\0"
 
-    def _target(self, inode: int) -> str:
+    def _target(self, inode: int, size: int) -> str:
+        if size > _LONGEST:
+            return "/\0"
         said = debugfs(self._device, [f"stat <{inode}>"], self._host)
         fast = re.search(r'^Fast link dest: "(.*)"$', said, re.M)
         if fast:
@@ -89,15 +93,17 @@ class Ext4Reader:
             debugfs(self._device, [f"dump <{inode}> {file.name}"], self._host)
             return Path(file.name).read_bytes().decode("utf-8", "surrogateescape")
 
-    def _listed(self, folder: str) -> dict[str, tuple[int, int]]:
-        """Of a folder without links in its path: name -> mode and inode."""
+    def _listed(self, folder: str) -> dict[str, tuple[int, int, int]]:
+        """Of a folder without links in its path: name -> mode, inode and size."""
         if "\0" in folder or '"' in folder or "\n" in folder:
             return {}
         if folder not in self._folders:
             said = debugfs(self._device, [f'ls -p "{folder}"'], self._host)
             lines = (self._LINE.match(line) for line in said.splitlines())
             self._folders[folder] = {
-                m[5]: (int(m[2], 8), int(m[1])) for m in lines if m and m[1] != "0" and m[5] not in (".", "..")
+                m[5]: (int(m[2], 8), int(m[1]), int(m[6] or 0))
+                for m in lines
+                if m and m[1] != "0" and m[5] not in (".", "..")
             }
         return self._folders[folder]
 
