@@ -97,6 +97,8 @@ def _entries(data: bytes, place: int) -> Iterator[tuple[str, int]]:
         if data[place : place + 6] not in _MAGIC or len(data) < place + _HEADER:
             raise ValueError(f"no cpio header at byte {place}")
         size, length = (int(data[place + at : place + at + 8], 16) for at in (54, 94))
+        if size < 0 or length < 1:
+            raise ValueError(f"a cpio header at byte {place} makes no sense")
         name = data[place + _HEADER : place + _HEADER + length - 1].decode("utf-8", "surrogateescape")
         content = place + _HEADER + length
         content += -content % _ALIGNED

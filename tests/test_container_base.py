@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -142,6 +143,24 @@ def test_sparse_files_and_long_names_of_a_tar_are_what_they_were(tmp_path: Path,
     make("bases", "container", options).make(into, Shop())
     assert (into / name).read_bytes() == (files / name).read_bytes()
     assert (into / "other").samefile(into / name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives capabilities")
+def test_programs_keep_their_capabilities(tmp_path: Path) -> None:
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")  # linux/capability.h, revision 2: net_raw
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("ping", "plain"):
+        (files / name).write_text(name)
+    os.setxattr(files / "ping", "security.capability", capability)
+    Host().run(["tar", "--xattrs", "--xattrs-include=*", "-cf", tmp_path / "root.tar", "-C", files, "."],
+               purpose="test")  # fmt: skip
+    into = tmp_path / "tree"
+    into.mkdir()
+    options = {"path": str(tmp_path / "root.tar"), "kernel": "none", "trusted": True}
+    make("bases", "container", options).make(into, Shop())
+    assert os.getxattr(into / "ping", "security.capability") == capability
+    assert os.listxattr(into / "plain") == []
 
 
 def test_an_image_for_another_processor_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar, Literal
 
@@ -33,18 +33,23 @@ for name in dev proc run sys; do [ -d "$1/$name" ] || mkdir -m 0755 "$1/$name"; 
 _OWN = """
 import json, os, stat, sys
 with open(sys.argv[2]) as found:
-    folders = json.load(found)
+    names = json.load(found)
 os.chroot(sys.argv[1])
-for path, (mode, user, group) in folders.items():
+for path, own in names.items():
     path = b"/" + path.encode("utf-8", "surrogateescape")
     try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            os.chown(path, user, group)
-            os.chmod(path, mode)
+        kind = os.lstat(path).st_mode
+        if isinstance(own, str):
+            if stat.S_ISREG(kind):
+                os.setxattr(path, "security.capability", bytes.fromhex(own), follow_symlinks=False)
+        elif stat.S_ISDIR(kind):
+            os.chown(path, own[1], own[2])
+            os.chmod(path, own[0])
     except (FileNotFoundError, NotADirectoryError):
         pass
 """
-"""Gives the folders of a tree, by their names in a file, their owners and modes: no link leads out."""
+"""Gives a tree's folders owners and modes, and programs their capabilities, by names in a file; no link leads out."""
+_CAPABILITY = "SCHILY.xattr.security.capability"
 _LEFTOVERS = ("/.dockerenv", "/.dockerinit", "/usr/sbin/policy-rc.d", "/etc/apt/apt.conf.d/docker-*",
               "/etc/dpkg/dpkg.cfg.d/docker-apt-speedup", "/run/.containerenv")  # fmt: skip
 """What container images have because they are no machines."""
@@ -101,16 +106,16 @@ class Container(Sourced, name="container", version=1, shorthand="path"):
             if made_for != _ARCHES[shop.arch]:
                 raise BuildError(f"{source.name} is made for {made_for}, and the recipe for {_ARCHES[shop.arch]}",
                                  hint="take the image of that platform, or correct 'arch'")  # fmt: skip
-            folders: dict[str, tuple[int, int, int] | None] = {}
+            names: _Names = {}
             with shop.tree(into) as root:
                 for number, tree in enumerate(found.trees, 1):
                     shop.log(f"layer {number} of {len(found.trees)}")
-                    _apply(tree, Path(folder), root, shop.log, folders)
+                    _apply(tree, Path(folder), root, shop.log, names)
             # while programs run in a tree, these are lent to it: what a layer says of them does not stay
             shop.inside(["sh", "-ec", _FOLDERS, "sh", str(into)], purpose="make the folders of a machine")
-            listed = Path(folder, "folders.json")
-            listed.write_text(json.dumps({name: own for name, own in folders.items() if own is not None}))
-            shop.inside([sys.executable, "-I", "-c", _OWN, str(into), str(listed)], purpose="set the folders' owners")
+            listed = Path(folder, "names.json")
+            listed.write_text(json.dumps({name: own for name, own in names.items() if own}))
+            shop.inside([sys.executable, "-I", "-c", _OWN, str(into), str(listed)], purpose="set owners and modes")
         with shop.tree(into) as root:
             root.remove(list(_LEFTOVERS))
             if self.kernel != "none":
@@ -154,23 +159,25 @@ def _distribution(root: Root) -> str:
     return ""
 
 
-def _apply(
-    tree: Path, work: Path, root: Root, log: Log, folders: dict[str, tuple[int, int, int] | None]
-) -> None:  # fmt: skip
+_Names = dict[str, tuple[int, int, int] | str]
+"""Of a folder: mode, owner and group, which a later layer may change. Of the rest: its capabilities in hex, or none."""
+
+
+def _apply(tree: Path, work: Path, root: Root, log: Log, names: _Names) -> None:
     """Put one layer on what is there (OCI image specification 1.0, layer.md): removals first, then its files.
 
-    ``folders`` are all names so far: a folder's mode and owners, which a later layer may change; None for the rest.
+    ``names`` are all that are there.
     """
     with tempfile.TemporaryFile(dir=work) as plain:
-        gone, emptied, own = _sorted_out(tree, plain, log, folders)
+        gone, emptied, own = _sorted_out(tree, plain, log, names)
         if emptied:
-            root.remove([f"/{_escaped(path)}/{names}" for path in emptied for names in ("*", ".[!.]*", "..?*")])
+            root.remove([f"/{_escaped(path)}/{which}" for path in emptied for which in ("*", ".[!.]*", "..?*")])
         if gone:
             root.remove([f"/{_escaped(path)}" for path in gone])
         lost = {*gone, *(f"{path}/" for path in emptied)}
-        for name in [name for name in folders if not lost.isdisjoint(_at_and_above(name))]:
-            del folders[name]
-        folders.update(own)
+        for name in [name for name in names if not lost.isdisjoint(_at_and_above(name))]:
+            del names[name]
+        names.update(own)
         plain.seek(0)
         root.unpack(plain)
 
@@ -189,14 +196,14 @@ def _escaped(path: str) -> str:
 
 
 def _sorted_out(
-    tree: Path, into: BinaryIO, log: Log, before: Mapping[str, object]
-) -> tuple[Sequence[str], Sequence[str], Mapping[str, tuple[int, int, int] | None]]:  # fmt: skip
+    tree: Path, into: BinaryIO, log: Log, before: _Names
+) -> tuple[Sequence[str], Sequence[str], _Names]:  # fmt: skip
     """Write the layer's files into a plain tar; return what it removes, the folders that it empties, and its names.
 
     What is a folder in the layers ``before`` and none in this one, or the other way round, is removed first.
     """
     gone, emptied, devices = list[str](), list[str](), 0
-    own: dict[str, tuple[int, int, int] | None] = {}
+    own: _Names = {}
     try:
         with (
             tarfile.open(tree, "r:*") as source,
@@ -218,9 +225,10 @@ def _sorted_out(
                 elif member.ischr() or member.isblk() or member.isfifo():
                     devices += 1
                 else:
-                    if name in before and (before[name] is not None) != member.isdir():
+                    if name in before and isinstance(before[name], tuple) != member.isdir():
                         gone.append(name)
-                    own[name] = (member.mode & 0o7777, member.uid, member.gid) if member.isdir() else None
+                    capability = member.pax_headers.get(_CAPABILITY, "").encode("utf-8", "surrogateescape").hex()
+                    own[name] = (member.mode & 0o7777, member.uid, member.gid) if member.isdir() else capability
                     _copy(member, name, source, out)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise Refused(f"{tree.name} is a damaged layer: {error}") from error

@@ -18,7 +18,7 @@ from enum import Enum
 from itertools import islice
 from pathlib import Path
 
-from imagesmith.errors import BuildError, Interrupted
+from imagesmith.errors import BuildError, Interrupted, Refused
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Earlier, Log
 from imagesmith.outputs._qcow2 import CLUSTER, MAGIC, ZEROS, Base, Codec, Image, Stored, Writer, write_all
@@ -77,11 +77,14 @@ class _EarlierImage:
         self.places = {} if found.disk is None else Source(found.disk, host, stack).places
 
     def holds(self, cluster: int, data: bytes) -> Stored | None:
-        """Where it has these bytes as this cluster, if it does."""
+        """Where it has these bytes as this cluster, if it does; what is damaged has them nowhere."""
         stored = self.stored.get(cluster)
         if stored is None or not stored.size:
             return None
-        own = self.image.whole(stored) if stored.size == CLUSTER else self.image.expand(cluster)
+        try:
+            own = self.image.whole(stored) if stored.size == CLUSTER else self.image.expand(cluster)
+        except Refused:
+            return None
         return stored if own == data else None
 
 
