@@ -228,6 +228,8 @@ def test_names_in_archives_behind_each_other_are_found() -> None:
     assert (names, rest) == (["a", "a/b", "c", "d"], b"\x28\xb5more")
     with pytest.raises(ValueError, match="no cpio header at byte"):
         cpio.names(first[:-200])
+    with pytest.raises(ValueError, match="makes no sense"):
+        cpio.names(first[:54] + b"-0000200" + first[62:])
 
 
 # -- booted -------------------------------------------------------------------------------------------------------
