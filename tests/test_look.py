@@ -135,6 +135,14 @@ def test_what_is_no_image_or_damaged_is_told(tmp_path: Path) -> None:
         examine(tmp_path / "missing", Host(), print)
 
 
+def test_a_container_whose_layer_is_no_tar_is_told(tmp_path: Path) -> None:
+    manifest = json.dumps([{"Config": "config", "Layers": ["layer"]}])
+    files = {"manifest.json": manifest, "config": "{}", "layer": "?" * 600}
+    (tmp_path / "image.tar").write_bytes(tree(files).getvalue())
+    with pytest.raises(ImagesmithError, match="holds a damaged tar archive"):
+        examine(tmp_path / "image.tar", Host(), print)
+
+
 def test_a_compressed_disk_is_unpacked_sparsely(tmp_path: Path) -> None:
     (tmp_path / "disk.raw.gz").write_bytes(gzip.compress(b"\1" * 4096 + bytes(64 << 20)))
     (tmp_path / "work").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,7 +14,7 @@ from imagesmith.disk.attach import exported
 from imagesmith.disk.image import import_image, inspect
 from imagesmith.disk.partitions import Partition, find_partitions, root_of
 from imagesmith.disk.probe import probe
-from imagesmith.errors import BuildError
+from imagesmith.errors import BuildError, Refused
 from imagesmith.host import Host
 from imagesmith.installer.media import look as look_at_iso
 from imagesmith.interfaces import Log
@@ -69,7 +70,11 @@ def examine(path: Path, host: Host, log: Log, *, appliance: Appliance | None = N
         if found.trees:
             with ExitStack() as stack:
                 streams = [stack.enter_context(tree.open("rb")) for tree in found.trees]
-                return Findings(path, found.format, size, inside=found.about, system=look(TarReader(streams)))
+                try:
+                    system = look(TarReader(streams))
+                except (tarfile.TarError, EOFError) as error:
+                    raise Refused(f"{path} holds a damaged tar archive: {error}".splitlines()[0]) from error
+                return Findings(path, found.format, size, inside=found.about, system=system)
         assert found.disk is not None
         format = probe(found.disk)
         if format == "iso":
