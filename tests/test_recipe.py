@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagesmith.errors import RecipeError
 from imagesmith.kinds import placeholder
-from imagesmith.recipe import Overrides, Recipe, load
+from imagesmith.recipe import Overrides, Recipe, load, name_for
 
 GOOD = """\
 name: web
@@ -234,3 +234,11 @@ def test_quote_makes_one_word_of_a_shells_command_line(folder: Path) -> None:
 def test_a_secret_in_a_recipe_is_not_quoted_before_it_is_there(folder: Path) -> None:
     with pytest.raises(RecipeError, match="without filters"):
         read(folder, GOOD.replace('"{{ token }}"', '"{{ token | quote }}"'))
+
+
+@pytest.mark.parametrize(("file", "name"), [
+    ("ubuntu-22.04-server.img", "ubuntu-22.04-server"), ("debian-12.5.qcow2", "debian-12.5"), ("a.libvirt.box", "a"),
+    ("Web_1.raw.zst", "web-1"), (".hidden.img", "image"),
+])  # fmt: skip
+def test_images_of_two_versions_have_two_names(file: str, name: str) -> None:
+    assert name_for(Path(file)) == name
