@@ -163,6 +163,14 @@ def test_programs_keep_their_capabilities(tmp_path: Path) -> None:
     assert os.listxattr(into / "plain") == []
 
 
+def test_a_layer_that_changed_on_its_way_is_refused(tmp_path: Path) -> None:
+    image = oci(tmp_path / "image.tar", [LOWER])
+    image.write_bytes(image.read_bytes().replace(b"ID=acme", b"ID=evil"))
+    options = {"path": str(image), "kernel": "none", "trusted": True}
+    with pytest.raises(Refused, match="is not what its name says"):
+        make("bases", "container", options).make(tmp_path / "tree", Shop())
+
+
 def test_an_image_for_another_processor_is_refused(tmp_path: Path) -> None:
     shop = Shop()
     shop.arch = "aarch64"

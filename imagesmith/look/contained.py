@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import posixpath
@@ -140,6 +141,16 @@ def _taken(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> Path:
     return into
 
 
+def _blob(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> Path:
+    """Take a layer out; where its name is its digest (image-layout.md, "Blobs"), see that it is."""
+    taken, name = _taken(tar, member, into), posixpath.normpath(member.name)
+    if name.startswith("blobs/sha256/"):
+        with taken.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != posixpath.basename(name):
+                raise Refused(f"{tar.name!s} is damaged: {name} is not what its name says", hint="fetch it again")
+    return taken
+
+
 def _plain(layer: Path) -> Path:
     """Unpack a layer that is compressed, in its place."""
     with layer.open("rb") as stream:
@@ -177,7 +188,7 @@ def _container(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], wor
                 manifest = _json(tar, members, blob(manifest["manifests"][0]["digest"]))
             config = _json(tar, members, blob(manifest["config"]["digest"]))
             layers = [blob(layer["digest"]) for layer in manifest["layers"]]
-        trees = tuple(_plain(_taken(tar, members[name], work / f"layer-{n}")) for n, name in enumerate(layers))
+        trees = tuple(_plain(_blob(tar, members[name], work / f"layer-{n}")) for n, name in enumerate(layers))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Refused(f"{tar.name!s} is no whole container image: {error!r} is missing") from None
     settings = config.get("config") or {}
