@@ -76,7 +76,7 @@ def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "") -> Reci
 
 
 def name_for(path: Path) -> str:
-    """A recipe's name for an image: its file's, as far as that can name files; what begins with a digit is no suffix."""
+    """A recipe's name for an image: its file's, without suffixes; what begins with a digit is none."""
     stem = re.sub(r"(\.[a-z_][a-z0-9_-]*)+$", "", path.name.lower())
     return "".join(c if c.isascii() and (c.isalnum() or c == ".") else "-" for c in stem).strip("-.") or "image"
 
