@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from imagesmith.errors import GuestFailed, TimedOut
+from imagesmith.errors import BuildError, GuestFailed, TimedOut
 from imagesmith.host import Host
 from imagesmith.machine.arguments import CONTROL_PORT
 from imagesmith.machine.qemu import Machine
@@ -92,6 +92,20 @@ def test_the_port_and_the_shells_own_files_are_not_the_scripts(shell: Shell) -> 
 
 def test_a_script_may_be_interrupted(shell: Shell) -> None:
     assert ask(shell, "sh -c 'kill -INT $$; echo no'")[1] == b""
+
+
+def test_a_script_that_never_stops_talking_is_heard_and_ended(shell: Shell) -> None:
+    heard = 0
+
+    def take(data: bytes) -> None:
+        nonlocal heard
+        heard += len(data)
+        assert len(data) < 8 << 20
+        if heard > 32 << 20:
+            raise BuildError("enough")
+
+    with pytest.raises(BuildError, match="enough"):
+        shell.ask("yes 'a line that is said again and again, as fast as can be'", within=20, take=take)
 
 
 def test_too_late_and_gone_are_told_apart(shell: Shell) -> None:

@@ -35,6 +35,8 @@ _LINGER = 2.0
 """Seconds to wait for the rest of the output when a script has ended: what it left running may hold it open."""
 _POLL = 0.1
 _MOST_SAID = 3000
+_PIECE = 1 << 20
+"""Bytes to take at a go: a script that never stops talking would leave no time to look at anything else."""
 _ANSWER_SECONDS = 60.0
 _NO_PAUSE = threading.Event()
 _NO_PAUSE.set()
@@ -176,9 +178,9 @@ class Shell:
                     raise
 
     def _receive(self, patience: float) -> None:
-        """Take what has come; wait for at most ``patience`` seconds where nothing has."""
-        wire = self._machine.control
-        while select.select([wire], [], [], patience)[0]:
+        """Take what has come, or a good piece of it; wait for at most ``patience`` seconds where nothing has."""
+        wire, most = self._machine.control, len(self._news) + _PIECE
+        while len(self._news) < most and select.select([wire], [], [], patience)[0]:
             try:
                 news = wire.recv(1 << 18)
             except ConnectionResetError:
