@@ -41,6 +41,7 @@ def convert(
                                           "{compression: xz}'; may be given several times.")],
     output: Output = Path("output"),
     name: Annotated[str, typer.Option(help="What the new files are called; the image's name without it.")] = "",
+    arch: Annotated[str, typer.Option(help="The processor that its system is for.")] = "x86_64",
     check: Annotated[bool, typer.Option("--check", help="Boot the image before it is converted.")] = False,
     jobs: Jobs = 0,
     log_format: LogFormat = "text",
@@ -63,7 +64,7 @@ def convert(
         if found.disk is None:
             raise usage(f"{image} is a {found.format} of a root file system, not a disk; a recipe makes a disk of it, "
                         "with 'base: {container: …}'")  # fmt: skip
-        recipe = of_image(found.disk, outputs=to, name=name or name_for(image))
+        recipe = of_image(found.disk, outputs=to, name=name or name_for(image), arch=arch)
         planned = make_plan(recipe, parts.facts(), parts.loader(parts.overrides_of()), checks=check)
         parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=False, fresh=[])
 

@@ -56,13 +56,15 @@ def load(path: Path, overrides: Overrides | None = None) -> Recipe:
     return recipe
 
 
-def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "") -> Recipe:
+def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "", arch: str = "x86_64") -> Recipe:
     """A recipe that takes an image as it is and asks only whether it boots.
 
     ``outputs`` are written as in a recipe, one each: ``qcow2``, ``raw: {compression: xz}``. Raises RecipeError.
     """
     if not path.is_file():
         raise RecipeError([Complaint(path, 1, 1, "", "no such image")])
+    if arch not in ARCHITECTURES:
+        raise RecipeError((), f"--arch {arch}: is none of {', '.join(ARCHITECTURES)}{nearest(arch, ARCHITECTURES)}")
     place = Complaint(path, 1, 1, "", "")
     name = name or name_for(path)
     if not _NAME.fullmatch(name):
@@ -70,7 +72,7 @@ def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "") -> Reci
     base = known("bases")["disk"].model_validate({"path": path.name}, context={"folder": path.parent})
     check = Entry(cast(Check, known("checks")["boot"]()), CheckOptions(), place)
     return Recipe(
-        path=path, name=name, version="0", description="", arch="x86_64", variables={}, secrets={}, machine=Machine(),
+        path=path, name=name, version="0", description="", arch=arch, variables={}, secrets={}, machine=Machine(),
         base=cast(Base, base), base_place=place, steps=(), checks=(check,), outputs=_outputs(outputs),
     )  # fmt: skip
 

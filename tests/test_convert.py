@@ -39,4 +39,7 @@ def test_what_is_wrong_is_told_before_anything_is_done(command: Command, tmp_pat
     said = command("convert", source, "--to", "qcow", expect=2).err
     assert "unknown output 'qcow'; did you mean 'qcow2'?" in said
     assert "no such image" in command("convert", tmp_path / "none.vmdk", "--to", "raw", expect=2).err
+    assert "did you mean 'aarch64'?" in command("convert", source, "--to", "raw", "--arch", "aarch46", expect=2).err
+    said = command("convert", source, "--to", "ova", "--arch", "aarch64", expect=2).err
+    assert "aarch64" in said
     assert "--name No Name" in command("convert", source, "--to", "raw", "--name", "No Name", expect=2).err
