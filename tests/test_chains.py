@@ -152,7 +152,7 @@ def test_a_tree_has_as_many_layers_as_overlayfs_takes_and_one_more_is_refused_in
 
 RECIPE = """\
 name: long
-machine: {disk: 2G, firmware: bios}
+machine: {firmware: bios}
 base: BASE
 steps:
 """
