@@ -72,8 +72,9 @@ def contents(path: Path) -> dict[str, tuple[object, ...]]:
         for member in tar:
             stream = tar.extractfile(member) if member.isreg() else None
             content = "" if stream is None else hashlib.sha256(stream.read()).hexdigest()
+            more = sorted(item for item in member.pax_headers.items() if "acl" not in item[0])
             found[member.name] = (member.type, member.mode, member.uid, member.gid, member.mtime, member.linkname,
-                                  sorted(item for item in member.pax_headers.items() if "acl" not in item[0]), content)  # fmt: skip
+                                  more, content)  # fmt: skip
     return found
 
 
