@@ -28,6 +28,7 @@ def write(index: Index, layer: Layer, folder: Path) -> None:
     line = json.dumps(words, sort_keys=True).encode()
     finished = folder.name == layer.id
     file = folder.parent / f"{layer.id}.record" if finished else folder / RECORD
+    file.unlink(missing_ok=True)  # it may be another store's, too: copies of layers can be links
     file.touch(mode=0o600)
     with file.open("wb") as stream:
         stream.write(line + b"\n" + _sum(line) + b"\n")

@@ -32,8 +32,7 @@ def tar(path: Path, members: dict[str, bytes], *, mtime: int = 0, compress: bool
 
 def test_an_image_whose_artifacts_are_the_same_twice_is_told_so(golden: Golden, command: Command) -> None:
     ran = command("build", golden.recipe, "--verify-reproducible")
-    assert ran.err.count("written once more") == 4
-    assert "up to date" in ran.out
+    assert ran.err.count("written once more") == len(golden.manifest["artifacts"])
 
 
 @given(first=st.binary(min_size=1, max_size=300), at=st.integers(0, 299))

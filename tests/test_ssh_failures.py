@@ -37,7 +37,7 @@ def test_failures_have_messages_of_their_own_and_leave_nothing_running(unclean: 
     with (
         driver.session(unclean, epoch=EPOCH, log=LINES.append) as session,
         pytest.raises(GuestFailed) as died,
-        session.layer(new(tmp_path / "000003"), below=unclean[-1], log=LINES.append) as root,
+        session.layer(new(unclean[-1].parent / "000003"), below=unclean[-1], log=LINES.append) as root,
     ):
         _one_after_the_other(session, root, tmp_path)
     assert died.value.message == "the guest switched itself off"
