@@ -15,7 +15,7 @@ from imagesmith.errors import ImagesmithError
 from imagesmith.host import Host
 from imagesmith.look.contained import opened
 from imagesmith.look.image import examine
-from imagesmith.look.reader import DictReader, Ext4Reader, TarReader
+from imagesmith.look.reader import Ext4Reader, TarReader
 from imagesmith.look.system import look
 from tests.conftest import Command, Golden
 from tests.consumers import ask
@@ -71,8 +71,13 @@ def tree(files: dict[str, str], links: dict[str, str] | None = None) -> io.Bytes
     return buffer
 
 
+def files_of(files: dict[str, bytes]) -> TarReader:
+    """A root file system of these files."""
+    return TarReader([tree({name.lstrip("/"): content.decode() for name, content in files.items()})])
+
+
 def test_systems_of_other_distributions_are_told() -> None:
-    alpine = look(DictReader({
+    alpine = look(files_of({
         "/etc/os-release": b'NAME="Alpine Linux"\nID=alpine\nVERSION_ID=3.20.1\nPRETTY_NAME="Alpine Linux v3.20"\n',
         "/lib/apk/db/installed": b"P:musl\nV:1.2.5-r0\n\nP:busybox\nV:1.36.1-r29\n", "/sbin/openrc": b"",
         "/lib/modules/6.6.31-0-virt/modules.dep": b"kernel/drivers/block/virtio_blk.ko.gz: kernel/x.ko.gz\n",
@@ -83,14 +88,14 @@ def test_systems_of_other_distributions_are_told() -> None:
     assert alpine.kernels[0].drives("virtio block")
     assert alpine.kernels[0].drives("Xen network")
     assert not alpine.kernels[0].drives("NVMe")
-    arch = look(DictReader({"/var/lib/pacman/local/linux-lts-6.6.30-2/desc": b"", "/etc/hostname": b"box\n"}))
+    arch = look(files_of({"/var/lib/pacman/local/linux-lts-6.6.30-2/desc": b"", "/etc/hostname": b"box\n"}))
     assert (arch.packages, arch.hostname) == ({"linux-lts": "6.6.30-2"}, "box")
-    assert look(DictReader({"/var/lib/rpm/rpmdb.sqlite": b""})).package_format == "rpm"
+    assert look(files_of({"/var/lib/rpm/rpmdb.sqlite": b""})).package_format == "rpm"
 
 
 def test_removed_packages_are_not_counted() -> None:
     status = b"Package: a\nStatus: install ok installed\nVersion: 1\n\nPackage: b\nStatus: deinstall ok config-files\n"
-    assert look(DictReader({"/var/lib/dpkg/status": status})).packages == {"a": "1"}
+    assert look(files_of({"/var/lib/dpkg/status": status})).packages == {"a": "1"}
 
 
 def test_layers_of_a_container_are_on_top_of_each_other() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import posixpath
 import re
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -20,6 +19,8 @@ LARGEST = 256 << 20
 """Bytes: what a file of a foreign image that is read whole may have."""
 _LONGEST = 4096
 """Bytes of a link's target (Linux: PATH_MAX)."""
+_MOST = 256
+"""Names and links that are looked at for one path."""
 
 
 class Reader(Protocol):
@@ -32,6 +33,27 @@ class Reader(Protocol):
     def names(self, path: str) -> Sequence[str]:
         """Return the names in a folder, sorted; none where there is no such folder."""
         ...
+
+
+def followed(path: str, link: Callable[[str, str], str | None]) -> str:
+    """Return an absolute path without links in it, or, where they never end, one that does not exist.
+
+    ``link`` tells where the name in a folder leads, or None where it is no link. Nothing leads above the root.
+    """
+    found = "/"
+    parts = [part for part in path.split("/") if part][::-1]
+    for _ in range(_MOST):
+        if not parts:
+            return found
+        part = parts.pop()
+        if part == "..":
+            found = posixpath.dirname(found)
+        elif (target := link(found, part)) is not None:
+            found = "/" if target.startswith("/") else found
+            parts += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
+        else:
+            found = posixpath.join(found, part)
+    return "/\0"
 
 
 class Ext4Reader:
@@ -63,24 +85,11 @@ class Ext4Reader:
             return Path(file.name).read_bytes()
 
     def _folder(self, path: str) -> str:
-        """The path without links in it, or one that does not exist."""
-        found = "/"
-        parts = [part for part in path.split("/") if part][::-1]
-        for _ in range(64):
-            if not parts:
-                return found
-            part = parts.pop()
-            if part == "..":
-                found = posixpath.dirname(found)
-                continue
-            mode, inode, size = self._listed(found).get(part, (0, 0, 0))
-            if mode >> 12 == 0o12:
-                target = self._target(inode, size)
-                found = "/" if target.startswith("/") else found
-                parts += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
-            else:
-                found = posixpath.join(found, part)
-        return "/\0"
+        def link(parent: str, name: str) -> str | None:
+            mode, inode, size = self._listed(parent).get(name, (0, 0, 0))
+            return self._target(inode, size) if mode >> 12 == 0o12 else None
+
+        return followed(path, link)
 
     def _target(self, inode: int, size: int) -> str:
         if size > _LONGEST:
@@ -134,24 +143,11 @@ class TarReader:
                 del self._members[name]
 
     def _followed(self, path: str) -> str:
-        found = "/"
-        parts = [part for part in path.split("/") if part][::-1]
-        for _ in range(64):
-            if not parts:
-                return found
-            part = parts.pop()
-            if part == "..":
-                found = posixpath.dirname(found)
-                continue
-            candidate = posixpath.join(found, part)
-            member = self._members.get(candidate)
-            if member is not None and member[1].issym():
-                target = member[1].linkname
-                found = "/" if target.startswith("/") else found
-                parts += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
-            else:
-                found = candidate
-        return "/\0"
+        def link(parent: str, name: str) -> str | None:
+            _, member = self._members.get(posixpath.join(parent, name), (0, None))
+            return member.linkname if member is not None and member.issym() else None
+
+        return followed(path, link)
 
     def names(self, path: str) -> Sequence[str]:
         """See Reader."""
@@ -169,18 +165,3 @@ class TarReader:
         if stream is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return stream.read(LARGEST)
-
-
-class DictReader:
-    """Files in memory, for what is known already (and for tests)."""
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for name, content in sorted(files.items()):
-                member = tarfile.TarInfo(name.lstrip("/"))
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        buffer.seek(0)
-        self._tar = TarReader([buffer])
-        self.read, self.names = self._tar.read, self._tar.names
