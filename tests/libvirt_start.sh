@@ -7,28 +7,9 @@
 set -eu
 folder=$1 domain=$2 words=$3 seconds=$4
 
-mount --make-rprivate /
-ip link set lo up
-for place in /run /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
-    mount -t tmpfs -o mode=755 none "$place"
-done
-mkdir -p /run/libvirt /var/lib/libvirt/images "$folder/images"
+. "${0%/*}/libvirtd.sh"
+mkdir -p /var/lib/libvirt/images "$folder/images"
 mount --bind "$folder/images" /var/lib/libvirt/images
-cat > /etc/libvirt/qemu.conf <<END
-user = "root"
-group = "root"
-security_driver = "none"
-cgroup_controllers = [ ]
-END
-
-virtlogd > "$folder/virtlogd.log" 2>&1 &
-libvirtd -t 0 > "$folder/libvirtd.log" 2>&1 &
-waited=0
-until virsh -c qemu:///system version > "$folder/virsh.log" 2>&1; do
-    waited=$((waited + 1))
-    if [ "$waited" -gt 120 ]; then cat "$folder/virsh.log" "$folder/libvirtd.log" >&2; exit 1; fi
-    sleep 0.5
-done
 export LIBVIRT_DEFAULT_URI=qemu:///system
 
 virsh define --validate "$domain"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, Golden
-from tests.terminals import Terminal
+from tests.terminals import Terminal, works_as_a_terminal
 
 RECIPE = """
 name: resumed
@@ -74,16 +74,7 @@ def test_a_failed_step_opens_the_running_guest(online: Online) -> None:
     online.recipe.write_text(RECIPE.replace("LAST", "echo half > /root/half; false"))
     user = Terminal(online.command.argv("build", online.recipe, "--on-error", "shell"), online.command.environment())
     user.expect("a shell in the running guest, over SSH")
-    user.expect("# ")
-    user.type("cat /root/half; stty size; tty\n")
-    assert "half\r\n30 100" in user.expect("/dev/pts/0")
-    user.resize(40, 120)
-    user.type("sh -c 'echo be''gun; exec sleep 1000'\n")
-    user.expect("begun")
-    user.type("\x03")
-    user.expect("# ")
-    user.type("stty size\n")
-    user.expect("40 120")
+    works_as_a_terminal(user, "cat /root/half", "half")
     user.type("exit 3\n")
     assert user.end() == 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests import rootless
 from tests.conftest import Command, Golden
-from tests.terminals import Terminal
+from tests.terminals import Terminal, works_as_a_terminal
 
 TREE = """
 name: travel
@@ -61,16 +61,7 @@ def test_a_failed_step_opens_the_tree_as_it_left_it(recipe: Path, command: Comma
     before = contents(command.store)
     user = at_terminal(command, "build", recipe, "--on-error", "shell")
     user.expect("the commands failed (exit status 1)")
-    user.expect("# ")
-    user.type("cat /root/half /root/one; stty size; touch /root/mine; tty\n")
-    assert "half\r\none\r\n30 100" in user.expect("/dev/pts/0")
-    user.resize(40, 120)
-    user.type("sh -c 'echo be''gun; exec sleep 1000'\n")
-    user.expect("begun")
-    user.type("\x03")
-    user.expect("# ")
-    user.type("stty size\n")
-    user.expect("40 120")
+    works_as_a_terminal(user, "touch /root/mine; cat /root/half /root/one", "half\r\none")
     user.expect("# ")
     user.type("exit 5\n")
     assert user.end() == 1
@@ -111,7 +102,7 @@ from imagesmith.terminal import UserTerminal
 
 home = Path(os.environ["HOME"])
 if sys.argv[1:] != ["inside"]:
-    from tests.terminals import Terminal
+    from tests.terminals import Terminal, works_as_a_terminal
     for folder in ("bin", "etc", "root"):
         (home / "below/upper" / folder).mkdir(parents=True)
     for program in ("/bin/dash", "/usr/bin/tty", "/usr/bin/id"):

@@ -9,27 +9,8 @@
 set -eu
 folder=$1 box=$2 command=$3
 
-mount --make-rprivate /
-ip link set lo up
-for place in /run /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
-    mount -t tmpfs -o mode=755 none "$place"
-done
-mkdir -p /run/libvirt "$folder/pool" "$folder/home" "$folder/project"
-cat > /etc/libvirt/qemu.conf <<END
-user = "root"
-group = "root"
-security_driver = "none"
-cgroup_controllers = [ ]
-END
-
-virtlogd > "$folder/virtlogd.log" 2>&1 &
-libvirtd -t 0 > "$folder/libvirtd.log" 2>&1 &
-waited=0
-until virsh -c qemu:///system version > "$folder/virsh.log" 2>&1; do
-    waited=$((waited + 1))
-    if [ "$waited" -gt 120 ]; then cat "$folder/virsh.log" "$folder/libvirtd.log" >&2; exit 1; fi
-    sleep 0.5
-done
+. "${0%/*}/libvirtd.sh"
+mkdir -p "$folder/pool" "$folder/home" "$folder/project"
 
 export VAGRANT_HOME="$folder/home" HOME="$folder/home" VAGRANT_CHECKPOINT_DISABLE=1 VAGRANT_DEFAULT_PROVIDER=libvirt
 cat > "$folder/project/Vagrantfile" <<END
