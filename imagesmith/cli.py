@@ -15,7 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from imagesmith import cli_build as parts
-from imagesmith import cli_image, cli_shell, terminal
+from imagesmith import cli_complete as complete
+from imagesmith import cli_image, cli_init, cli_shell, terminal
 from imagesmith.cli_build import Jobs, LogFormat, Output, Recipes, VarFiles, Vars, usage
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
@@ -28,6 +29,7 @@ app = typer.Typer(
            "130 interrupted.",
 )  # fmt: skip
 app.add_typer(cache_app, name="cache")
+app.command()(cli_init.init)
 app.command()(cli_image.inspect)
 app.command()(cli_shell.shell)
 app.command()(cli_image.convert)
@@ -115,9 +117,9 @@ def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.", autocompletion=complete.recipes)],
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="Only these outputs.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Only these outputs.", autocompletion=complete.outputs)] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:  # fmt: skip
     """Show the nodes: for each whether it is there (and how old) or will run, why, how long that took last time, and
@@ -152,18 +154,21 @@ def plan(
 def build(
     recipes: Recipes,
     output: Output = Path("output"),
-    only: Annotated[list[str], typer.Option(help="Make only this output; may be given several times.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Make only this output; may be given several times.",
+                                            autocompletion=complete.outputs)] = [],  # noqa: B006
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every node again.")] = False,
     refresh: Annotated[str, typer.Option(metavar="[=AGE]", help="Run again what repositories have moved on from; with "
                                          "an age such as 7d also what is older and depends on servers.")] = "",
-    from_step: Annotated[str, typer.Option("--from", help="Run again from this step: its number or name.")] = "",
+    from_step: Annotated[str, typer.Option("--from", help="Run again from this step: its number or name.",
+                                              autocompletion=complete.steps)] = "",
     jobs: Jobs = 0,
     no_checkpoints: Annotated[bool, typer.Option("--no-checkpoints", help="Do not keep the states of running guests.")]
     = False,
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not boot and check the image.")] = False,
     on_error: Annotated[str, typer.Option(help="What becomes of a guest in which something failed: clean (it goes) or "
-                                          "shell (you are let in before it goes).")] = "clean",
+                                          "shell (you are let in before it goes).",
+                                          autocompletion=complete.on_error)] = "clean",
     verify_reproducible: Annotated[bool, typer.Option("--verify-reproducible", help="Write all artifacts twice; name "
                                                       "the first difference where there is one.")] = False,
     log_format: LogFormat = "text",
@@ -206,8 +211,8 @@ def check_image(
     log_format: LogFormat = "text",
 ) -> None:  # fmt: skip
     """Run the checks alone: on a booted throw-away copy of the image; what a recipe lacks is built first."""
+    from imagesmith import api
     from imagesmith import junit as report
-    from imagesmith.plan import make_plan
     from imagesmith.recipe import of_image
 
     if target.suffix in (".yaml", ".yml"):
@@ -215,7 +220,7 @@ def check_image(
         if not planned.checks:
             raise usage(f"{target} has no checks")
     else:
-        planned = make_plan(of_image(target), parts.facts(), parts.loader(parts.overrides_of()), outputs=False)
+        planned = api.make_plan(of_image(target), outputs=False)
     if junit is not None and not junit.absolute().parent.is_dir():
         raise usage(f"--junit {junit}: there is no folder {junit.parent}")
     results: list[dict[str, object]] = []
@@ -254,7 +259,8 @@ def schema() -> None:
 
 @app.command()
 def kinds(
-    name: Annotated[str, typer.Argument(help="A kind; without it, all are listed.")] = "",
+    name: Annotated[str, typer.Argument(help="A kind; without it, all are listed.",
+                                        autocompletion=complete.kinds)] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole reference.", hidden=True)] = False,
 ) -> None:
     """Show the reference of every base, step, check and output."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,22 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagesmith.errors import ImagesmithError, Interrupted, RecipeError, nearest
+from imagesmith import cli_complete as complete
+from imagesmith.errors import ImagesmithError, RecipeError, nearest
 
 if TYPE_CHECKING:
+    from imagesmith.api import Artifact
     from imagesmith.engine_node import Enter
+    from imagesmith.events import Event
     from imagesmith.interfaces import Terminal
-    from imagesmith.plan import Facts, Node, Plan
-    from imagesmith.recipe import Overrides, Recipe
+    from imagesmith.plan import Node, Plan
+    from imagesmith.recipe import Overrides
     from imagesmith.store import Store
     from imagesmith.view import Shown
 
-Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RECIPE...", show_default=False)]
+Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RECIPE...", show_default=False,
+                                                autocompletion=complete.recipes)]
 Vars = Annotated[list[str], typer.Option("--var", help="Set a variable: NAME=VALUE. Beats --var-file.")]
 VarFiles = Annotated[list[Path], typer.Option("--var-file", help="A YAML file of variables.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the images go: DIR/<recipe's name>/.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="How many outputs and checks at once (0: one a core).")]
-LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text or json.")]
+LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text or json.",
+                                        autocompletion=complete.log_formats)]
 
 
 def usage(message: str) -> RecipeError:
@@ -46,34 +50,13 @@ def overrides_of(var: Sequence[str] = (), var_file: Sequence[Path] = ()) -> Over
     return Overrides(files=tuple(var_file), given=given)
 
 
-def loader(overrides: Overrides) -> Callable[[Path], Recipe]:
-    """Read recipes; the variables given from outside are for the one that is named, not for its bases."""
-    from imagesmith import recipe
-
-    return lambda path: recipe.load(path, recipe.Overrides(environment=overrides.environment))
-
-
-def facts() -> Facts:
-    """What planning must know of the world."""
-    from imagesmith.plan import DEFAULT_EPOCH, Facts
-
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if epoch and not epoch.isdigit():
-        raise usage(f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
-    return Facts(root=os.geteuid() == 0, epoch=int(epoch) if epoch else DEFAULT_EPOCH)
-
-
 def plan_of(path: Path, overrides: Overrides, *, only: Sequence[str] = (), checks: bool = True,
             outputs: bool = True) -> Plan:  # fmt: skip
     """Read a recipe and plan it. Raises RecipeError."""
-    from imagesmith import digests, recipe
-    from imagesmith.plan import make_plan
-    from imagesmith.store import Store
+    from imagesmith import api
 
-    digests.remember_in(Store.default_root() / "digests.json")
-    return make_plan(
-        recipe.load(path, overrides), facts(), loader(overrides), only=only, checks=checks, outputs=outputs
-    )
+    found = api.load(path, variables=overrides.given, variable_files=overrides.files)
+    return api.make_plan(found, only=only, checks=checks, outputs=outputs)
 
 
 def the_store() -> Store:
@@ -117,20 +100,9 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
 
     ``enter``: let the user into the guest of what fails. ``twice``: write all artifacts once more and compare.
     """
-    from imagesmith import secrets
-    from imagesmith.engine import Engine
-    from imagesmith.events import Event
-    from imagesmith.host import Host
-    from imagesmith.lint import lint
-    from imagesmith.publish import check_target, follow_up, publish, table
-    from imagesmith.scratch import scratch
+    from imagesmith import api
     from imagesmith.view import duration, shown
-    from imagesmith.workbench import Bench, keep_small
 
-    recipe, host = plan.recipe, Host()
-    target = output / recipe.name
-    if publish_it:
-        check_target(target)
     with shown(log_format, verbose=verbose) as tell:
 
         def hear(event: Event) -> None:
@@ -138,40 +110,14 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
                 listen(dict(event.data))
             tell(event)
 
-        hear(Event("plan", recipe.name, data={"nodes": [node.name for node in plan.nodes]}))
-        store = the_store()
-        try:
-            with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
-                wrong = lint([node for node in plan.spine if node.name in fresh or use.find(node.key) is None], host)
-                if wrong:
-                    raise RecipeError(wrong)
-                bench = Bench(store, host, epoch=plan.facts.epoch,
-                              note=lambda text: hear(Event("note", recipe.name, data={"text": text})))  # fmt: skip
-                engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
-                                ask=lambda recipe, names: secrets.resolve(recipe, host, names),
-                                failed=target / "failed", checkpoints=checkpoints,
-                                enter=entering(tell) if enter else None)  # fmt: skip
-                try:
-                    outcome = engine.run(plan, use, fresh=fresh)
-                    if twice:
-                        engine.verify_reproducible(plan, use, outcome)
-                finally:
-                    for line in keep_small(store, use):
-                        hear(Event("note", recipe.name, data={"text": line}))
-                changed = bool(outcome.ran)
-                if publish_it:
-                    changed = publish(plan, outcome, target, host, store.root / "locks")
-                    for line in follow_up(plan, outcome, target, host):
-                        hear(Event("note", recipe.name, data={"text": line}))
-        except KeyboardInterrupt:
-            host.cancel()
-            raise Interrupted("interrupted; what was finished is kept") from None
-        data = {"ran": len(outcome.ran), "folder": str(target) if publish_it else "", "changed": changed}
-        hear(Event("summary", recipe.name, seconds=outcome.seconds, data=data))
-    if publish_it and plan.outputs:
-        _table(table(plan, outcome, target))
-    state = f"built in {duration(outcome.seconds)}" if outcome.ran or changed else "up to date"
-    print(f"{recipe.name}: {state}" + (f", in {target}" if publish_it else ""))
+        result = api.build(
+            plan, output, listen=hear, jobs=jobs, fresh=fresh, checkpoints=checkpoints, publish=publish_it,
+            verify_reproducible=twice, enter=entering(tell) if enter else None,
+        )  # fmt: skip
+    if result.artifacts:
+        _table(result.artifacts)
+    state = f"built in {duration(result.seconds)}" if result.ran or result.changed else "up to date"
+    print(f"{plan.recipe.name}: {state}" + (f", in {result.folder}" if result.folder else ""))
 
 
 def entering(show: Shown) -> Enter:
@@ -190,12 +136,13 @@ def entering(show: Shown) -> Enter:
     return enter
 
 
-def _table(rows: Sequence[tuple[Path, int, str, str, float]]) -> None:
+def _table(artifacts: Sequence[Artifact]) -> None:
     from imagesmith.view import duration
 
     cells = [("artifact", "size", "sha256", "proven by", "made in")]
-    for path, size, sha256, proof, seconds in rows:
-        cells.append((str(path), f"{size / 2**20:,.1f} MiB", sha256[:16] + "…", proof, duration(seconds)))
+    for made in artifacts:
+        cells.append((str(made.path), f"{made.size / 2**20:,.1f} MiB", made.sha256[:16] + "…", made.proven,
+                      duration(made.seconds)))  # fmt: skip
     widths = [max(len(row[column]) for row in cells) for column in range(5)]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

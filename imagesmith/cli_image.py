@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagesmith import cli_build as parts
+from imagesmith import cli_complete as complete
 from imagesmith.cli_build import Jobs, LogFormat, Output, usage
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def inspect(
 def convert(
     image: Annotated[Path, typer.Argument(help="A disk image in any format, an appliance, a box.", metavar="IMAGE")],
     to: Annotated[list[str], typer.Option("--to", help="An output, as a recipe names it: ova, 'raw: "
-                                          "{compression: xz}'; may be given several times.")],
+                                          "{compression: xz}'; may be given several times.",
+                                          autocompletion=complete.formats)],
     output: Output = Path("output"),
     name: Annotated[str, typer.Option(help="What the new files are called; the image's name without it.")] = "",
     arch: Annotated[str, typer.Option(help="The processor that its system is for.")] = "x86_64",
@@ -52,9 +54,9 @@ def convert(
     """
     import tempfile
 
+    from imagesmith import api
     from imagesmith.look.contained import opened
     from imagesmith.look.image import roomy
-    from imagesmith.plan import make_plan
     from imagesmith.recipe import name_for, of_image
 
     if not image.is_file():
@@ -65,7 +67,7 @@ def convert(
             raise usage(f"{image} is a {found.format} of a root file system, not a disk; a recipe makes a disk of it, "
                         "with 'base: {container: …}'")  # fmt: skip
         recipe = of_image(found.disk, outputs=to, name=name or name_for(image), arch=arch)
-        planned = make_plan(recipe, parts.facts(), parts.loader(parts.overrides_of()), checks=check)
+        planned = api.make_plan(recipe, checks=check)
         parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=False, fresh=[])
 
 

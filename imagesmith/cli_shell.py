@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from imagesmith import cli_build as parts
+from imagesmith import cli_complete as complete
 from imagesmith import terminal
 from imagesmith.cli_build import VarFiles, Vars, usage
 from imagesmith.errors import Interrupted
@@ -36,7 +37,7 @@ def shell(
     command: Annotated[list[str] | None, typer.Argument(help="After --: what to run instead of a shell.",
                                                         metavar="-- COMMAND", show_default=False)] = None,
     after: Annotated[str, typer.Option(help="As it was after this step: its number or name; the last one that is "
-                                       "there, without it.", show_default=False)] = "",
+                                       "there, without it.", show_default=False, autocompletion=complete.steps)] = "",
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
 ) -> int:  # fmt: skip
     """Open a shell in a copy of a guest as it was after a step; what is changed there is thrown away.
@@ -181,12 +182,12 @@ def _way(planned: Plan, node: Node, host: Host) -> Node | None:
 @contextmanager
 def _image(path: Path, host: Host, said: Callable[[str], None]) -> Iterator[_Open]:
     """Boot a copy of an image's file."""
+    from imagesmith import api
     from imagesmith.disk.image import import_image
-    from imagesmith.plan import make_plan
     from imagesmith.recipe import of_image
     from imagesmith.workbench import Bench
 
-    planned, begun = make_plan(of_image(path), parts.facts(), parts.loader(parts.overrides_of())), time.monotonic()
+    planned, begun = api.make_plan(of_image(path)), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="imagesmith-") as name:
         folder = Path(name)
         import_image(path, folder / "disk.qcow2", host, said)

@@ -238,8 +238,8 @@ def _version(host: Host, tool: str) -> str:
     return lines[0].strip() if lines else ""
 
 
-def table(plan: Plan, outcome: Outcome, target: Path) -> Sequence[tuple[Path, int, str, str, float]]:
-    """For each artifact: file, size, sha256, how it was proven, and the seconds it took to make."""
+def table(plan: Plan, outcome: Outcome, target: Path) -> Sequence[tuple[Path, str, int, str, str, float]]:
+    """For each artifact: file, format, size, sha256, how it was proven, and the seconds it took to make."""
     proof = ", ".join(
         f"{len(cast(list[object], outcome.layers[node.name].facts['checks']))} checks under {node.firmware}"
         for node in plan.checks
@@ -252,5 +252,6 @@ def table(plan: Plan, outcome: Outcome, target: Path) -> Sequence[tuple[Path, in
             proven = "files of the checked disk"
         for file in _files(layer):
             seconds = cast(float, layer.facts["seconds"])
-            rows.append((target / file["name"], int(file["size"]), str(file["sha256"]), proven, seconds))
+            path, format = target / file["name"], str(layer.facts["format"])
+            rows.append((path, format, int(file["size"]), str(file["sha256"]), proven, seconds))
     return rows

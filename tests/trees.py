@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from imagesmith import kinds, tree
+from imagesmith.archive import Archive
 from imagesmith.host import Host
 from imagesmith.interfaces import Root
 
@@ -57,3 +58,30 @@ def small_tree(factory: pytest.TempPathFactory) -> Path:
     if "small" not in _made:
         _made["small"] = bootstrap(factory.mktemp("small"), Shop(), kernel="none")
     return _made["small"]
+
+
+TINY = """\
+name: tiny
+version: "1.0"
+variables:
+  word: {default: hello}
+base: {container: {path: tiny.tar, kernel: none, trusted: true}}
+steps:
+  - shell: echo '{{ word }}' > /etc/motd
+outputs: [tar]
+"""
+
+
+def tiny(folder: Path) -> Path:
+    """A recipe that is built in a second: a busybox, a step, a tar."""
+    busybox = Path(Host().require("busybox", "test")).read_bytes()
+    with (folder / "tiny.tar").open("wb") as out, Archive(out, epoch=EPOCH) as archive:
+        for name in ("bin", "etc", "root", "tmp"):
+            archive.directory(name)
+        archive.data("bin/busybox", busybox, mode=0o755)
+        for program in ("sh", "cat", "echo", "env", "ls", "mkdir", "rm"):
+            archive.link(f"bin/{program}", "busybox")
+        archive.data("etc/os-release", b"ID=tiny\n")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(TINY)
+    return recipe

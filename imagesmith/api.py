@@ -1,0 +1,179 @@
+"""Images built from Python::
+
+    import imagesmith
+
+    recipe = imagesmith.load("web.yaml", variables={"greeting": "Hello"})
+    plan = imagesmith.make_plan(recipe, only=["qcow2"])
+    result = imagesmith.build(plan, "output", listen=lambda event: print(event.event, event.node))
+    for artifact in result.artifacts:
+        print(artifact.path, artifact.sha256)
+
+What goes wrong is an exception of the tree in ``errors``. The command does the same through the same functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from imagesmith import digests, plan, recipe
+from imagesmith.errors import BuildError, ImagesmithError, Interrupted, RecipeError
+from imagesmith.events import Event, Listener
+from imagesmith.plan import DEFAULT_EPOCH, Facts, Plan
+from imagesmith.recipe import Overrides, Recipe
+
+if TYPE_CHECKING:
+    from imagesmith.engine_node import Enter, Outcome
+
+__all__ = [
+    "Artifact", "BuildError", "CheckResult", "Event", "ImagesmithError", "Interrupted", "Listener", "Plan", "Recipe",
+    "RecipeError", "Result", "build", "load", "make_plan",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file in the output folder. An output may have several; its main one comes first."""
+
+    path: Path
+    format: str
+    """The output, as the manifest names it: ``qcow2``, ``libvirt.box`` …"""
+    size: int
+    """Bytes."""
+    sha256: str
+    proven: str
+    """How it was proven, in words: ``5 checks under bios``, ``not booted``."""
+    seconds: float
+    """What making it took, when it was made."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A check that holds. (One that does not ends the build with CheckFailed.)"""
+
+    check: str
+    firmware: str
+    """What the image was booted with: ``bios``, ``uefi`` or ``uefi-secure``."""
+    seen: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a build came to."""
+
+    folder: Path | None
+    """The output folder; None where nothing was to be put into one."""
+    artifacts: tuple[Artifact, ...]
+    checks: tuple[CheckResult, ...]
+    ran: tuple[str, ...]
+    """The names of the nodes that ran; the others were in the store."""
+    changed: bool
+    """Whether the output folder was touched; without one, whether any node ran."""
+    seconds: float
+
+
+def load(
+    path: str | Path, *, variables: Mapping[str, str] | None = None, variable_files: Sequence[str | Path] = ()
+) -> Recipe:  # fmt: skip
+    """Read a recipe.
+
+    ``variables`` are those that ``--var`` sets, and ``variable_files`` those of ``--var-file``; ``IMAGESMITH_VAR_x``
+    counts, too, for less. Raises RecipeError with every complaint.
+    """
+    return recipe.load(Path(path), Overrides(files=tuple(map(Path, variable_files)), given=dict(variables or {})))
+
+
+def make_plan(found: Recipe, *, only: Sequence[str] = (), checks: bool = True, outputs: bool = True) -> Plan:
+    """Plan a recipe: name the nodes that its result needs. Nothing is downloaded, looked up in the store, or made.
+
+    ``only`` names the outputs to make, by kind or label; all of them without it. Raises RecipeError.
+    """
+    from imagesmith.store import Store
+
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch and not epoch.isdigit():
+        raise RecipeError((), f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
+    digests.remember_in(Store.default_root() / "digests.json")
+    facts = Facts(root=os.geteuid() == 0, epoch=int(epoch) if epoch else DEFAULT_EPOCH)
+    # Variables that are given are for the recipe that is named, not for its bases.
+    return plan.make_plan(found, facts, recipe.load, only=only, checks=checks, outputs=outputs)
+
+
+def build(
+    wanted: Plan,
+    output: str | Path = "output",
+    *,
+    listen: Listener = lambda event: None,
+    jobs: int = 0,
+    fresh: Sequence[str] = (),
+    checkpoints: bool = True,
+    publish: bool = True,
+    verify_reproducible: bool = False,
+    enter: Enter | None = None,
+) -> Result:
+    """Do what the store does not have of a plan, and put the artifacts into the folder ``output/NAME``.
+
+    ``listen`` hears what happens, from any thread. ``jobs`` is how many outputs and checks may be made at once (0: one
+    a core). ``fresh`` names nodes that run again though they are there. ``checkpoints``: keep the states of running
+    guests. Without ``publish`` nothing is put into ``output`` (but what failed leaves its evidence there).
+    ``verify_reproducible``: write all artifacts once more, and compare. ``enter`` lets somebody into the guest of what
+    failed.
+
+    Raises RecipeError (an answer file that its installer would not take), BuildError and what is below it, each with
+    the node that failed, and Interrupted for Ctrl-C. What was finished is kept in every case.
+    """
+    from imagesmith import secrets
+    from imagesmith.engine import Engine
+    from imagesmith.host import Host
+    from imagesmith.lint import lint
+    from imagesmith.publish import check_target, follow_up, table
+    from imagesmith.publish import publish as put
+    from imagesmith.scratch import scratch
+    from imagesmith.workbench import Bench, keep_small, open_store
+
+    name, host, target = wanted.recipe.name, Host(), Path(output) / wanted.recipe.name
+
+    def note(text: str) -> None:
+        listen(Event("note", name, data={"text": text}))
+
+    if publish:
+        check_target(target)
+    listen(Event("plan", name, data={"nodes": [node.name for node in wanted.nodes]}))
+    store = open_store()
+    try:
+        with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
+            wrong = lint([node for node in wanted.spine if node.name in fresh or use.find(node.key) is None], host)
+            if wrong:
+                raise RecipeError(wrong)
+            bench = Bench(store, host, epoch=wanted.facts.epoch, note=note)
+            engine = Engine(store, host, bench, listen, jobs=jobs or os.cpu_count() or 1, epoch=wanted.facts.epoch,
+                            ask=lambda recipe, names: secrets.resolve(recipe, host, names), failed=target / "failed",
+                            checkpoints=checkpoints, enter=enter)  # fmt: skip
+            try:
+                outcome = engine.run(wanted, use, fresh=fresh)
+                if verify_reproducible:
+                    engine.verify_reproducible(wanted, use, outcome)
+            finally:
+                for line in keep_small(store, use):
+                    note(line)
+            changed = bool(outcome.ran)
+            if publish:
+                changed = put(wanted, outcome, target, host, store.root / "locks")
+                for line in follow_up(wanted, outcome, target, host):
+                    note(line)
+    except KeyboardInterrupt:
+        host.cancel()
+        raise Interrupted("interrupted; what was finished is kept") from None
+    rows = table(wanted, outcome, target) if publish else ()
+    data = {"ran": len(outcome.ran), "folder": str(target) if publish else "", "changed": changed}
+    listen(Event("summary", name, seconds=outcome.seconds, data=data))
+    return Result(target if publish else None, tuple(Artifact(*row) for row in rows), _checks(wanted, outcome),
+                  tuple(outcome.ran), changed, outcome.seconds)  # fmt: skip
+
+
+def _checks(wanted: Plan, outcome: Outcome) -> tuple[CheckResult, ...]:
+    found = [result for node in wanted.checks for result in cast(list[Any], outcome.layers[node.name].facts["checks"])]
+    return tuple(CheckResult(result["check"], result["firmware"], result["seen"]) for result in found)
