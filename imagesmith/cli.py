@@ -16,7 +16,7 @@ import typer
 
 from imagesmith import cli_build as parts
 from imagesmith import cli_complete as complete
-from imagesmith import cli_image, cli_init, cli_shell, terminal
+from imagesmith import cli_diff, cli_image, cli_init, cli_shell, terminal
 from imagesmith.cli_build import Jobs, LogFormat, Output, Recipes, VarFiles, Vars, usage
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(cache_app, name="cache")
 app.command()(cli_init.init)
 app.command()(cli_image.inspect)
+app.command()(cli_diff.diff)
 app.command()(cli_shell.shell)
 app.command()(cli_image.convert)
 

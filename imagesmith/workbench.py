@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Layered, Log, Root
+from imagesmith.inventory import FILE
 from imagesmith.kinds import Base
 from imagesmith.plan import DEFAULT_DISK
 from imagesmith.store import Store, Use
 
 if TYPE_CHECKING:
     from imagesmith.doctor import Finding
-    from imagesmith.look.reader import Reader
+    from imagesmith.inventory import File
+    from imagesmith.look.inventory import Listing
     from imagesmith.plan import Node
     from imagesmith.probe import Accelerator
 
@@ -209,6 +211,23 @@ class Bench:
                     found = stack.enter_context(opening)
                 yield found
 
+    def inventory(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:
+        """See engine.Workbench."""
+        from imagesmith.look.inventory import of_disk, of_tar
+
+        assert node.below is not None
+        if node.below.gives == "disk":
+            found = of_disk(self.disk(below).path, self._host)
+        else:
+            with self._files("tree", below, True, log) as files, tempfile.TemporaryFile(dir=into) as packed:
+                files.pack(packed)
+                packed.seek(0)
+                found = of_tar(packed)
+        for note in found.notes:
+            log(note)
+        log(f"{len(found.files)} files, {len(found.packages)} packages")
+        found.public().write(into / FILE)
+
     def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:
         """See engine.Workbench."""
         from imagesmith.archive import contents
@@ -229,15 +248,36 @@ class Bench:
         ))  # fmt: skip
 
 
-def appliance_reader(host: Host) -> Callable[[Path], AbstractContextManager[Reader]]:
+def appliance_reader(host: Host) -> Callable[[Path], AbstractContextManager[Listing]]:
     """Gives access to the files of a qcow2's system through the libguestfs appliance."""
     from imagesmith.drivers.guestfs import open_files
 
-    def reader(image: Path) -> AbstractContextManager[Reader]:
+    @contextmanager
+    def reader(image: Path) -> Iterator[Listing]:
         bench = Bench(open_store(), host, epoch=0, note=lambda line: None)
-        return open_files(Disk(image, 0), host, accelerator=bench.accelerator.name)
+        with open_files(Disk(image, 0), host, accelerator=bench.accelerator.name) as files:
+            yield _Listed(files, files.names)
 
     return reader
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Implements look.inventory.Listing with files that can only be packed as a whole."""
+
+    whole: Files
+    names: Callable[[str], Sequence[str]]
+
+    def read(self, path: str) -> bytes:
+        return self.whole.read(path)
+
+    def files(self) -> dict[str, File]:
+        from imagesmith.look.reader import TarReader
+
+        with tempfile.TemporaryFile() as packed:
+            self.whole.pack(packed)
+            packed.seek(0)
+            return TarReader([packed]).files()
 
 
 @dataclass(frozen=True)

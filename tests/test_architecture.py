@@ -40,7 +40,9 @@ MAY: dict[str, set[str]] = {
     "machine": {"errors", "host", "interfaces", "machine", "disk", "qmp", "archive"},
     "drivers": {"errors", "host", "interfaces", "drivers", "tree", "disk", "machine", "qmp", "archive"},
     "installer": {"errors", "host", "interfaces", "installer", "keys", "machine", "disk", "qmp", "archive", "cpio"},
-    "look": {"disk", "errors", "host", "installer", "interfaces", "look", "machine"},
+    "inventory": {"errors"},
+    "compare": {"inventory"},
+    "look": {"disk", "errors", "host", "installer", "interfaces", "inventory", "look"},
     "probe": {"errors", "host", "machine"},
     "doctor": {"errors", "host", "machine", "probe", "tree"},
     "document": {"errors"},
@@ -68,13 +70,13 @@ MAY: dict[str, set[str]] = {
     "terminal": set(),
     "view": {"events"},
 }
-FREE = {"api", "cli", "cli_build", "cli_cache", "cli_image", "cli_shell", "workbench"}
+FREE = {"api", "cli", "cli_build", "cli_cache", "cli_diff", "cli_image", "cli_shell", "workbench"}
 ONE_PLACE = {  # module from outside -> the only modules of ours that may import it
     "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch_http"},
     "yaml": {"document", "recipe"}, "jinja2": {"render"},
     "pycdlib": {"installer/iso"}, "winrm": {"drivers/winrm"}, "jsonschema": {"answers/_schema"},
     "zstandard": {"look/contained", "machine/memory", "outputs/_qcow2"},
-    "typer": {"cli", "cli_build", "cli_cache", "cli_image", "cli_shell"}, "rich": {"view"},
+    "typer": {"cli", "cli_build", "cli_cache", "cli_diff", "cli_image", "cli_shell"}, "rich": {"view"},
 }  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import pytest
 from imagesmith.errors import ImagesmithError
 from imagesmith.host import Host
 from imagesmith.look.contained import opened
+from imagesmith.look.ext4 import Ext4Reader
 from imagesmith.look.image import examine
-from imagesmith.look.reader import Ext4Reader, TarReader
+from imagesmith.look.reader import TarReader
 from imagesmith.look.system import look
 from tests.conftest import Command, Golden
 from tests.consumers import ask
@@ -123,7 +124,7 @@ def test_links_in_a_file_system_are_followed_inside_it(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.touch()
     ask("mke2fs", "-q", "-t", "ext4", "-d", root, raw, "8M")
-    reader = Ext4Reader(raw, 0, Host())
+    reader = Ext4Reader(raw, 0)
     assert reader.read("/etc/os-release") == b"ID=debian\n"
     assert reader.names("/lib") == ["os-release"]
     for path in ("/etc/shadow", "/etc/loop", "/etc", "/nothing/there", "/etc/huge"):

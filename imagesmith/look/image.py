@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from imagesmith.disk.attach import exported
@@ -18,14 +18,18 @@ from imagesmith.errors import BuildError, Refused
 from imagesmith.host import Host
 from imagesmith.installer.media import look as look_at_iso
 from imagesmith.interfaces import Log
+from imagesmith.inventory import Inventory
 from imagesmith.look.contained import SQUASHFS, opened
-from imagesmith.look.reader import LARGEST, Ext4Reader, Reader, TarReader
-from imagesmith.look.system import DRIVERS, INITS, System, kernels, look
+from imagesmith.look.ext4 import Ext4Reader
+from imagesmith.look.inventory import EXT, Listing, take
+from imagesmith.look.reader import TarReader
+from imagesmith.look.squashfs import SquashfsReader
+from imagesmith.look.system import DRIVERS, System, kernels, look
 
-Appliance = Callable[[Path], AbstractContextManager[Reader]]
-"""Reads the root file system of a qcow2 by other means: where debugfs cannot."""
+Appliance = Callable[[Path], AbstractContextManager[Listing]]
+"""Reads the root file system of a qcow2 by other means, where it is no ext4."""
+_UNCLEAN = "its root file system was not unmounted; what its journal still holds was not read"
 _LOADERS = {b"GRUB": "GRUB", b"SYSLINUX": "SYSLINUX", b"isolinux": "ISOLINUX", b"LILO": "LILO"}
-_EXT = ("ext2", "ext3", "ext4")
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,13 @@ class Findings:
     boot_loaders: Sequence[str] = ()
     system: System | None = None
     notes: Sequence[str] = ()
+    inventory: Inventory | None = None
+    """Where that was wanted: of everything in the system."""
 
     def plain(self) -> dict[str, object]:
         """Return it as JSON has it."""
-        found = asdict(self)
+        found = asdict(replace(self, inventory=None))
+        del found["inventory"]
         found["path"] = str(self.path)
         if self.system is not None:
             found["system"]["kernels"] = [
@@ -57,24 +64,29 @@ class Findings:
         return found
 
 
-def examine(path: Path, host: Host, log: Log, *, appliance: Appliance | None = None) -> Findings:
-    """Look at an image of any format that is written or imported here. Raises BuildError, Refused, ToolFailed."""
+def examine(
+    path: Path, host: Host, log: Log, *, appliance: Appliance | None = None, whole: bool = False
+) -> Findings:  # fmt: skip
+    """Look at an image of any format that is written or imported here; with ``whole``, take its inventory, too.
+
+    Raises BuildError, Refused, ToolFailed.
+    """
     if not path.is_file():
         raise BuildError(f"no such image: {path}")
     with tempfile.TemporaryDirectory(prefix="imagesmith-", dir=roomy(path)) as name, path.open("rb") as stream:
         work, size, head = Path(name), path.stat().st_size, stream.read(4)
         if head == SQUASHFS:
-            with _squashfs(path, work, host) as reader:
-                return Findings(path, "squashfs", size, system=look(reader))
+            system, inventory = _seen(SquashfsReader(path, work, host), whole)
+            return Findings(path, "squashfs", size, system=system, inventory=inventory)
         found = opened(path, work)
         if found.trees:
             with ExitStack() as stack:
                 streams = [stack.enter_context(tree.open("rb")) for tree in found.trees]
                 try:
-                    system = look(TarReader(streams))
+                    system, inventory = _seen(TarReader(streams), whole)
                 except (tarfile.TarError, EOFError) as error:
                     raise Refused(f"{path} holds a damaged tar archive: {error}".splitlines()[0]) from error
-                return Findings(path, found.format, size, inside=found.about, system=system)
+                return Findings(path, found.format, size, inside=found.about, system=system, inventory=inventory)
         assert found.disk is not None
         format = probe(found.disk)
         if format == "iso":
@@ -84,7 +96,11 @@ def examine(path: Path, host: Host, log: Log, *, appliance: Appliance | None = N
             return Findings(path, "iso", size, inside={k: v for k, v in about.items() if v})
         told = format if not found.format else f"{found.format} ({format})"
         findings = Findings(path, told, size, inside=found.about)
-        return _disk(found.disk, format, findings, work, host, log, appliance)
+        return _disk(found.disk, format, findings, work, host, log, appliance, whole)
+
+
+def _seen(reader: Listing, whole: bool) -> tuple[System, Inventory | None]:
+    return look(reader), take(reader) if whole else None
 
 
 def drivers_of(image: Path, host: Host) -> frozenset[str] | None:
@@ -92,9 +108,12 @@ def drivers_of(image: Path, host: Host) -> frozenset[str] | None:
     with exported(image, host, writable=False) as raw:
         try:
             root = root_of(find_partitions(raw, host))
+            if root.fstype not in EXT:
+                return None
+            with Ext4Reader(raw, root.offset) as reader:
+                found = kernels(reader)
         except BuildError:
             return None
-        found = kernels(Ext4Reader(raw, root.offset, host)) if root.fstype in _EXT else []
     return found[0].modules if found else None
 
 
@@ -105,8 +124,9 @@ def roomy(path: Path) -> Path:
 
 
 def _disk(
-    disk: Path, format: str, findings: Findings, work: Path, host: Host, log: Log, appliance: Appliance | None
-) -> Findings:
+    disk: Path, format: str, findings: Findings, work: Path, host: Host, log: Log, appliance: Appliance | None,
+    whole: bool,
+) -> Findings:  # fmt: skip
     info = inspect(disk, host)
     image = disk
     if format != "qcow2":
@@ -115,28 +135,29 @@ def _disk(
     with exported(image, host, writable=False) as raw:
         parts = find_partitions(raw, host)
         firmware, loaders = _boot(raw, parts, host)
-        system, notes = _system(raw, parts, image, host, appliance)
+        (system, inventory), notes = _system(raw, parts, image, appliance, whole)
     return Findings(findings.path, findings.format, findings.size, info.virtual_size, findings.inside, parts,
-                    firmware, loaders, system, notes)  # fmt: skip
+                    firmware, loaders, system, notes, inventory)  # fmt: skip
 
 
 def _system(
-    raw: Path, parts: Sequence[Partition], image: Path, host: Host, appliance: Appliance | None
-) -> tuple[System | None, list[str]]:
+    raw: Path, parts: Sequence[Partition], image: Path, appliance: Appliance | None, whole: bool
+) -> tuple[tuple[System | None, Inventory | None], list[str]]:
     try:
         root = root_of(parts)
         why = f"its root file system is {root.fstype}"
-        if root.fstype in _EXT:
-            return look(Ext4Reader(raw, root.offset, host)), []
+        if root.fstype in EXT:
+            with Ext4Reader(raw, root.offset) as ext4:
+                return _seen(ext4, whole), [_UNCLEAN] if ext4.unclean else []
     except BuildError as error:
         why = error.message
     if appliance is None:
-        return None, [f"{why}: what is in it was not looked at"]
+        return (None, None), [f"{why}: what is in it was not looked at"]
     try:
         with appliance(image) as reader:
-            return look(reader), []
+            return _seen(reader, whole), []
     except BuildError as error:
-        return None, [f"{why}; {error.message}"]
+        return (None, None), [f"{why}; {error.message}"]
 
 
 def _boot(raw: Path, parts: Sequence[Partition], host: Host) -> tuple[list[str], list[str]]:
@@ -157,40 +178,3 @@ def _boot(raw: Path, parts: Sequence[Partition], host: Host) -> tuple[list[str],
             firmware.append("uefi")
         loaders += sorted(found)
     return sorted(set(firmware)), loaders
-
-
-@contextmanager
-def _squashfs(path: Path, work: Path, host: Host) -> Iterator[Reader]:
-    wanted = ["etc/os-release", "usr/lib/os-release", "etc/hostname", "var/lib/dpkg/status", "lib/apk/db/installed",
-              *(f"{lib}/modules/*/modules.{name}" for lib in ("lib", "usr/lib") for name in ("dep", "builtin")),
-              *(path.lstrip("/") for paths in INITS.values() for path in paths)]  # fmt: skip
-    folder = work / "squashfs"
-    host.run(["unsquashfs", "-no-progress", "-no-xattrs", "-d", folder, path, *wanted],
-             purpose="look into a squashfs", ok=range(256))  # fmt: skip
-    yield FolderReader(folder)
-
-
-class FolderReader:
-    """A root file system that was taken out into a folder; its links lead nowhere outside."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def _inside(self, path: str) -> Path | None:
-        try:
-            found = (self._folder / path.lstrip("/")).resolve()
-        except (OSError, RuntimeError):  # a link that leads to itself
-            return None
-        return found if found.is_relative_to(self._folder.resolve()) else None
-
-    def names(self, path: str) -> Sequence[str]:
-        """See Reader."""
-        found = self._inside(path)
-        return sorted(p.name for p in found.iterdir()) if found is not None and found.is_dir() else []
-
-    def read(self, path: str) -> bytes:
-        """See Reader."""
-        found = self._inside(path)
-        if found is None or not found.is_file() or found.stat().st_size > LARGEST:
-            raise FileNotFoundError(path)
-        return found.read_bytes()

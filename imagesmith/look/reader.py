@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import posixpath
-import re
+import stat
 import tarfile
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from imagesmith.host import Host
-from imagesmith.machine.inject import debugfs
+from imagesmith.inventory import File
 
 LARGEST = 256 << 20
 """Bytes: what a file of a foreign image that is read whole may have."""
-_LONGEST = 4096
-"""Bytes of a link's target (Linux: PATH_MAX)."""
 _MOST = 256
 """Names and links that are looked at for one path."""
 
@@ -54,67 +50,6 @@ def followed(path: str, link: Callable[[str, str], str | None]) -> str:
         else:
             found = posixpath.join(found, part)
     return "/\0"
-
-
-class Ext4Reader:
-    """An ext2, 3 or 4 file system in a raw file, read by debugfs(8)."""
-
-    _LINE = re.compile(r"/(\d+)/(\d{6})/(\d+)/(\d+)/(.*)/(\d*)/")
-    """``ls -p``: inode, mode, owner, group, name, size."""
-
-    def __init__(self, raw: Path, offset: int, host: Host) -> None:
-        self._device, self._host = f"{raw}?offset={offset}", host
-        self._folders: dict[str, dict[str, tuple[int, int, int]]] = {}
-
-    def names(self, path: str) -> Sequence[str]:
-        """See Reader."""
-        return sorted(self._listed(self._folder(path)))
-
-    def read(self, path: str) -> bytes:
-        """See Reader. A file that is larger than LARGEST, which may take no room in the image, is none."""
-        for _ in range(16):
-            parent, name = posixpath.split(path)
-            mode, inode, size = self._listed(self._folder(parent)).get(name, (0, 0, 0))
-            if mode >> 12 != 0o12:
-                break
-            path = posixpath.normpath(posixpath.join(parent, self._target(inode, size)))
-        if mode >> 12 != 0o10 or size > LARGEST:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        with tempfile.NamedTemporaryFile(prefix="imagesmith-") as file:
-            debugfs(self._device, [f"dump <{inode}> {file.name}"], self._host)
-            return Path(file.name).read_bytes()
-
-    def _folder(self, path: str) -> str:
-        def link(parent: str, name: str) -> str | None:
-            mode, inode, size = self._listed(parent).get(name, (0, 0, 0))
-            return self._target(inode, size) if mode >> 12 == 0o12 else None
-
-        return followed(path, link)
-
-    def _target(self, inode: int, size: int) -> str:
-        if size > _LONGEST:
-            return "/\0"
-        said = debugfs(self._device, [f"stat <{inode}>"], self._host)
-        fast = re.search(r'^Fast link dest: "(.*)"$', said, re.M)
-        if fast:
-            return fast[1]
-        with tempfile.NamedTemporaryFile(prefix="imagesmith-") as file:  # a target of 60 bytes or more has a block
-            debugfs(self._device, [f"dump <{inode}> {file.name}"], self._host)
-            return Path(file.name).read_bytes().decode("utf-8", "surrogateescape")
-
-    def _listed(self, folder: str) -> dict[str, tuple[int, int, int]]:
-        """Of a folder without links in its path: name -> mode, inode and size."""
-        if "\0" in folder or '"' in folder or "\n" in folder:
-            return {}
-        if folder not in self._folders:
-            said = debugfs(self._device, [f'ls -p "{folder}"'], self._host)
-            lines = (self._LINE.match(line) for line in said.splitlines())
-            self._folders[folder] = {
-                m[5]: (int(m[2], 8), int(m[1]), int(m[6] or 0))
-                for m in lines
-                if m and m[1] != "0" and m[5] not in (".", "..")
-            }
-        return self._folders[folder]
 
 
 class TarReader:
@@ -165,3 +100,39 @@ class TarReader:
         if stream is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return stream.read(LARGEST)
+
+    def files(self) -> dict[str, File]:
+        """Everything below /, by absolute path, with the digests of files."""
+        origins = {name: posixpath.normpath("/" + member.linkname) if member.islnk() else name
+                   for name, (_, member) in self._members.items() if name != "/"}  # fmt: skip
+        leaders: dict[str, str] = {}
+        for name in sorted(origins):
+            leaders.setdefault(origins[name], name)
+        found = {}
+        for name, origin in sorted(origins.items()):
+            number, member = self._members.get(origin, self._members[name])
+            mode = _TYPES.get(member.type, stat.S_IFREG) | stat.S_IMODE(member.mode)
+            what, size = f"= {leaders[origin]}", 0
+            if leaders[origin] == name:
+                what, size = self._what(number, member), member.size if member.isreg() else 0
+            found[name] = File(mode, member.uid, member.gid, size, what)
+        return found
+
+    def _what(self, number: int, member: tarfile.TarInfo) -> str:
+        if member.issym():
+            return member.linkname
+        if member.ischr() or member.isblk():
+            return f"{member.devmajor}:{member.devminor}"
+        stream = self._tars[number].extractfile(member) if member.isreg() else None
+        if stream is None:
+            return ""
+        sha = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            sha.update(chunk)
+        return sha.hexdigest()
+
+
+_TYPES = {
+    tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK, tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO,
+}  # fmt: skip
