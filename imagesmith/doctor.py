@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from imagesmith.errors import ImagesmithError, MissingTool, ToolFailed
 from imagesmith.host import PACKAGES, Host
+from imagesmith.kinds import left_out
 from imagesmith.machine import firmware
 from imagesmith.probe import accelerator, kernels, qemu_version
 
@@ -51,7 +52,9 @@ def examine(host: Host, cache: Path) -> list[Finding]:
         ("memory", _memory),
         ("apt mirror", _mirror),
     ]
-    return [_safely(name, look) for name, look in looks]
+    plugins = [Finding(f"kinds of {package.name}", False, f"are left out: {package.why}",
+                       f"pip install --upgrade {package.name}") for package in left_out()]  # fmt: skip
+    return [_safely(name, look) for name, look in looks] + plugins
 
 
 _TOOLS = (

@@ -11,7 +11,7 @@ A kind is one class in one file::
         def apply(self, root: Root) -> None: ...
 
 The class statement registers it; nothing else does. Kinds are found in the folders of this package named after their
-families, and through entry points of the group ``imagesmith.kinds`` (each names a module to import).
+families, and through entry points of the group ``imagesmith.kinds`` (plugins.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, ValidationInfo, WithJsonSchema
 
+from imagesmith import plugins
 from imagesmith.errors import nearest
 from imagesmith.host import Host
 from imagesmith.interfaces import Artifact, Delivery, Disk, Guest, Layered, Log, Maker, Medium, Root, Signs, Workshop
@@ -51,7 +52,8 @@ from imagesmith.options import (
 __all__ = [
     "FAMILIES", "UNKEYED", "Answer", "AnswerFile", "Base", "Booting", "Check", "DiskOutput", "Duration",
     "FilesOutput", "Kind", "Mode", "NewPath", "Options", "Output", "PublicKeys", "RecipeFile", "Remark", "Rendered",
-    "RenderedFile", "Seen", "Size", "Step", "Unfit", "digest", "file_digest", "known", "placeholder", "secrets_in",
+    "RenderedFile", "Seen", "Size", "Step", "Unfit", "digest", "file_digest", "known", "left_out", "placeholder",
+    "secrets_in", "without",
 ]  # fmt: skip
 
 FAMILIES = ("bases", "answers", "steps", "checks", "outputs")
@@ -99,10 +101,15 @@ class Kind(Options):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the kind."""
+        """Register the kind. Raises ValueError where another module has one of that name."""
         super().__pydantic_init_subclass__()
-        if "name" in kwargs:
-            _registry[cls.family][cls.name] = cls
+        if "name" not in kwargs:
+            return
+        there, module = _registry[cls.family].get(cls.name), cls.__module__
+        place = there.__module__ if there is not None else _own_module(cls.family, cls.name)
+        if place not in ("", module) and not module.startswith("imagesmith."):
+            raise ValueError(f"{cls.family[:-1]} '{cls.name}': there is one of that name already, in {place}")
+        _registry[cls.family][cls.name] = cls
 
     def __init_subclass__(cls, name: str = "", version: int = 1, shorthand: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -168,6 +175,7 @@ class Answer(Kind):
     family = "answers"
     shorthand = "file"
     template: ClassVar[str] = ""
+    """Or an absolute path, in another package."""
     signs: ClassVar[Signs] = Signs()
     log_arguments: ClassVar[tuple[str, ...]] = ()
     """See interfaces.Installation."""
@@ -197,7 +205,7 @@ class Answer(Kind):
             return self._theirs
         assert self._own is not None, "an answer file needs the loader's context"
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        return self._own(f"answers/{self.template}", values)
+        return self._own(str(Path("answers", self.template)), values)
 
     def revealed(self, secrets: Mapping[str, str]) -> Self:
         """See Options: in the user's own file, too."""
@@ -307,11 +315,27 @@ class FilesOutput(Output):
 
 
 @lru_cache(maxsize=1)
-def _entry_points() -> None:
-    from importlib.metadata import entry_points
+def left_out() -> tuple[plugins.LeftOut, ...]:
+    """Import the kinds of other packages; return those packages that are left out, and why."""
+    found = plugins.load()
+    for names in _registry.values():
+        for name, kind in list(names.items()):
+            if any(kind.__module__.partition(".")[0] in package.modules for package in found):
+                del names[name]
+    return found
 
-    for entry in sorted(entry_points(group="imagesmith.kinds"), key=lambda e: e.name):
-        importlib.import_module(entry.value)
+
+def without() -> str:
+    """What is left out, for the end of a complaint about a name that is not known; mostly nothing."""
+    return "".join(f"; {package}" for package in left_out())
+
+
+def _own_module(family: str, name: str) -> str:
+    """The module of this package that has a kind of that name, if one may; else nothing."""
+    module = name.replace("-", "_")
+    place = f"imagesmith.{family}.{module}"
+    own = module.isidentifier() and not module.startswith("_") and importlib.util.find_spec(place) is not None
+    return place if own else ""
 
 
 class _Family(Mapping[str, "type[Kind]"]):
@@ -322,11 +346,8 @@ class _Family(Mapping[str, "type[Kind]"]):
         self._whole = False
 
     def __getitem__(self, name: str) -> type[Kind]:
-        module = str(name).replace("-", "_")
-        if name not in self._kinds and module.isidentifier() and not module.startswith("_"):
-            place = f"imagesmith.{self._family}.{module}"
-            if importlib.util.find_spec(place) is not None:
-                importlib.import_module(place)
+        if name not in self._kinds and (place := _own_module(self._family, str(name))):
+            importlib.import_module(place)
         if name not in self._kinds:
             self._all()
         return self._kinds[name]
@@ -345,7 +366,7 @@ class _Family(Mapping[str, "type[Kind]"]):
         package = importlib.import_module(f"imagesmith.{self._family}")
         for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
             importlib.import_module(f"imagesmith.{self._family}.{module}")
-        _entry_points()
+        left_out()
         self._whole = True
 
 
@@ -374,7 +395,7 @@ def _answer(value: object, info: ValidationInfo) -> Answer:
     (name, given), = value.items()
     if name not in kinds:
         near = nearest(str(name), kinds) or "; there are " + ", ".join(kinds)
-        raise ValueError(f"unknown answer file '{name}'{near}")
+        raise ValueError(f"unknown answer file '{name}'{near}{without()}")
     kind = kinds[name]
     options = kind.options_of(given)
     if not isinstance(options, Mapping):

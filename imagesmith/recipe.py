@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from imagesmith import document
 from imagesmith.document import Document, Where
 from imagesmith.errors import Complaint, RecipeError, nearest
-from imagesmith.kinds import Base, Check, Kind, Options, Output, Step, Unfit, known
+from imagesmith.kinds import Base, Check, Kind, Options, Output, Step, Unfit, known, without
 from imagesmith.model import CheckOptions, Common, Entry, K, Login, Machine, Recipe, StepOptions
 from imagesmith.render import Renderer, Secret
 
@@ -29,7 +29,8 @@ TOP_LEVEL = (
     "base", "steps", "checks", "outputs",
 )  # fmt: skip
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+"""What a recipe may be called: it names files."""
 
 __all__ = [
     "CheckOptions", "Common", "Entry", "Login", "Machine", "Overrides", "Recipe", "StepOptions", "load", "of_image",
@@ -67,7 +68,7 @@ def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "", arch: s
         raise RecipeError((), f"--arch {arch}: is none of {', '.join(ARCHITECTURES)}{nearest(arch, ARCHITECTURES)}")
     place = Complaint(path, 1, 1, "", "")
     name = name or name_for(path)
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise RecipeError((), f"--name {name}: use lower-case letters, digits, dots, hyphens")
     base = known("bases")["disk"].model_validate({"path": path.name}, context={"folder": path.parent})
     check = Entry(cast(Check, known("checks")["boot"]()), CheckOptions(), place)
@@ -114,7 +115,7 @@ class _Loader:
             "description": self._text(top, "description", ""),
             "arch": self._text(top, "arch", "x86_64"),
         }
-        if not _NAME.fullmatch(basics["name"]):
+        if not NAME.fullmatch(basics["name"]):
             self._document.complain(("name",), "use lower-case letters, digits, dots, hyphens; it names files")
         if basics["arch"] not in ARCHITECTURES:
             near = nearest(basics["arch"], ARCHITECTURES)
@@ -330,7 +331,7 @@ class _Loader:
             self._document.complain(where, f"is {' and '.join(kinds)} at once; make it {len(kinds)} {family}")
         else:
             for name in names:
-                near = nearest(name, [*known(family), *common.model_fields])
+                near = nearest(name, [*known(family), *common.model_fields]) + without()
                 self._document.complain((*where, name), f"unknown {word} '{name}'{near}", key=True)
         return None
 
@@ -338,7 +339,7 @@ class _Loader:
         kinds = known(family)
         if name not in kinds:
             near = nearest(name, kinds) or f"; there are {', '.join(kinds)}"
-            self._document.complain(where, f"unknown {family[:-1]} '{name}'{near}", key=True)
+            self._document.complain(where, f"unknown {family[:-1]} '{name}'{near}{without()}", key=True)
             return None
         kind = kinds[name]
         options = kind.options_of(value)

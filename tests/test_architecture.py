@@ -18,7 +18,8 @@ MAY: dict[str, set[str]] = {
     "interfaces": {"host"},
     "digests": set(),
     "options": {"digests", "errors"},
-    "kinds": {"errors", "host", "interfaces", "options"},
+    "plugins": set(),
+    "kinds": {"errors", "host", "interfaces", "options", "plugins"},
     "password": set(),
     **{family: FOUNDATION | {family} for family in KINDS},
     "bases": FOUNDATION | {"apt", "bases", "keys", "look"},
@@ -44,7 +45,7 @@ MAY: dict[str, set[str]] = {
     "compare": {"inventory"},
     "look": {"disk", "errors", "host", "installer", "interfaces", "inventory", "look"},
     "probe": {"errors", "host", "machine"},
-    "doctor": {"errors", "host", "machine", "probe", "tree"},
+    "doctor": {"errors", "host", "kinds", "machine", "probe", "tree"},
     "document": {"errors"},
     "render": {"errors", "kinds", "password"},
     "model": {"errors", "kinds"},
@@ -63,20 +64,26 @@ MAY: dict[str, set[str]] = {
     "room": {"errors"},
     "engine_leaves": {"engine_node", "errors", "host", "interfaces", "kinds", "plan", "recipe", "reproduce", "room",
                       "store"},
-    "engine_node": {"errors", "events", "history", "interfaces", "kinds", "plan", "recipe", "store"},
+    "engine_node": {"advice", "errors", "events", "history", "interfaces", "kinds", "plan", "recipe", "store"},
+    "advice": set(),
+    "failure": {"errors", "view_words"},
     "publish": {"errors", "host", "interfaces", "kinds", "plan", "engine_node", "store", "store_files"},
     "reference": {"kinds", "recipe"},
     "junit": set(),
     "terminal": set(),
-    "view": {"events"},
+    "view": {"events", "view_github", "view_live", "view_plain", "view_words"},
+    "view_github": {"events", "view_plain", "view_words"},
+    "view_live": {"events", "view_plain", "view_words"},
+    "view_plain": {"events", "view_words"},
+    "view_words": set(),
 }
-FREE = {"api", "cli", "cli_build", "cli_cache", "cli_diff", "cli_image", "cli_shell", "workbench"}
+FREE = {"api", "cli", "cli_build", "cli_failure", "cli_cache", "cli_diff", "cli_image", "cli_shell", "workbench"}
 ONE_PLACE = {  # module from outside -> the only modules of ours that may import it
     "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch_http"},
     "yaml": {"document", "recipe"}, "jinja2": {"render"},
     "pycdlib": {"installer/iso"}, "winrm": {"drivers/winrm"}, "jsonschema": {"answers/_schema"},
     "zstandard": {"look/contained", "machine/memory", "outputs/_qcow2"},
-    "typer": {"cli", "cli_build", "cli_cache", "cli_diff", "cli_image", "cli_shell"}, "rich": {"view"},
+    "typer": {"cli", "cli_build", "cli_cache", "cli_diff", "cli_image", "cli_shell"}, "rich": {"view_live"},
 }  # fmt: skip
 
 
