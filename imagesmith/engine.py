@@ -73,7 +73,8 @@ class Engine:
                 outcome.layers[node.name] = layer
                 self._nodes.cached(self._store, node, layer)
         self._nodes.ask_for_secrets([node for node in plan.nodes if node.name not in outcome.layers])
-        leaves = [node for node in (*plan.checks, *plan.outputs) if node.name not in outcome.layers]
+        last = () if plan.inventory is None else (plan.inventory,)
+        leaves = [node for node in (*plan.checks, *plan.outputs, *last) if node.name not in outcome.layers]
         wanted = {id(node.below) for node in leaves}
         if not plan.checks and not plan.outputs:
             wanted = {id(plan.sealed)}

@@ -36,7 +36,11 @@ class LeafBench(Protocol):
         ...
 
     def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:
-        """A booted throw-away copy; where it fails, the console log and a screenshot are put into ``keep``."""
+        """A booted throw-away copy; its console's log and a screenshot are put into ``keep``."""
+        ...
+
+    def inventory(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:
+        """Put the inventory of a tree or a disk into the folder ``into``."""
         ...
 
 
@@ -114,6 +118,9 @@ class Leaves:
                 return
             if node.verb == "check":
                 work.facts["checks"] = self._check(node, below, work)
+                self._nodes.redact(work.slot.folder / "guest")
+            elif node.verb == "inventory":
+                self._bench.inventory(node, self._folders(below), work.slot.folder, work.log)
             else:
                 self._write(node, below, work, use)
 

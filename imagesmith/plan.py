@@ -20,6 +20,7 @@ DEFAULT_EPOCH = 1704067200
 ONLINE = ("ssh", "winrm")
 """The drivers whose guest is running."""
 ASSEMBLE_VERSION = 2
+INVENTORY_VERSION = 1
 VERSION, EPOCH = "kind's version", "SOURCE_DATE_EPOCH"
 """Names in a node's ``world``."""
 
@@ -39,9 +40,9 @@ class Node:
 
     name: str
     verb: str
-    """``base``, ``step``, ``assemble``, ``output`` or ``check``."""
+    """``base``, ``step``, ``assemble``, ``output``, ``check`` or ``inventory``."""
     gives: str
-    """``tree``, ``disk``, ``files`` (an artifact) or ``record`` (results of checks)."""
+    """``tree``, ``disk``, ``files`` (an artifact) or ``record`` (results of checks, an inventory)."""
     key: str
     recipe: Recipe
     below: Node | None = None
@@ -109,6 +110,8 @@ class Plan:
     spine: tuple[Node, ...]
     outputs: tuple[Node, ...]
     checks: tuple[Node, ...]
+    inventory: Node | None = None
+    """Where outputs are wanted: what the system is made of, for the report and for comparing."""
 
     @property
     def nodes(self) -> Iterator[Node]:
@@ -116,6 +119,8 @@ class Plan:
         yield from self.spine
         yield from self.outputs
         yield from self.checks
+        if self.inventory is not None:
+            yield self.inventory
 
     @property
     def sealed(self) -> Node:
@@ -154,6 +159,7 @@ def make_plan(
         recipe, facts, tuple(spine),
         tuple(_output(recipe, facts, e, sealed if isinstance(e.kind, DiskOutput) else tree or sealed) for e in chosen),
         tuple(_check(recipe, sealed, wanted_checks, fw) for fw in recipe.machine.firmware) if wanted_checks else (),
+        _inventory(recipe, sealed) if outputs else None,
     )  # fmt: skip
 
 
@@ -357,4 +363,11 @@ def _check(recipe: Recipe, below: Node, checks: Sequence[Entry[Check]], firmware
     return Node(
         name=f"check {firmware}", verb="check", gives="record", recipe=recipe, below=below, firmware=firmware,
         options={"checks": what}, world=world, key=digest(["check", what, firmware, *world.values(), below.key]),
+    )  # fmt: skip
+
+
+def _inventory(recipe: Recipe, below: Node) -> Node:
+    return Node(
+        name="take the inventory", verb="inventory", gives="record", recipe=recipe, below=below,
+        world={VERSION: INVENTORY_VERSION}, key=digest(["inventory", INVENTORY_VERSION, below.key]),
     )  # fmt: skip

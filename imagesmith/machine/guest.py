@@ -161,8 +161,8 @@ def booted(
     """Boot a throw-away copy of ``disk``; it is gone when the block ends.
 
     ``memory`` is in bytes. Its UEFI variables begin as the disk's; its TPM, if any, is a new one, as on every machine
-    that the image will be started on. ``keep`` takes the console's log while the guest runs; it stays there, beside a
-    screenshot, when the block ends with a BuildError (and a GuestFailed names both as its ``artifacts``). ``scratch``
+    that the image will be started on. ``keep`` takes the console's log while the guest runs, and a screenshot when the
+    block ends well or with a BuildError (and a GuestFailed names both as its ``artifacts``). ``scratch``
     is where the copy is made, by default the system's folder for temporary files. ``unpack`` puts a tar into images
     that debugfs cannot write (inject.py). Raises BuildError, MissingTool, GuestFailed, Interrupted.
     """
@@ -190,5 +190,4 @@ def booted(
             if isinstance(error, GuestFailed):
                 error.artifacts = (*error.artifacts, *evidence)
             raise
-        else:
-            console_log.unlink(missing_ok=True)
+        guest.keep_evidence()
