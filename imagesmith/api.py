@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from imagesmith import digests, plan, recipe
+from imagesmith import digests, history, plan, recipe
 from imagesmith.errors import BuildError, ImagesmithError, Interrupted, RecipeError
 from imagesmith.events import Event, Listener
 from imagesmith.plan import DEFAULT_EPOCH, Facts, Plan
 from imagesmith.recipe import Overrides, Recipe
 
 if TYPE_CHECKING:
-    from imagesmith.engine_node import Enter, Outcome
+    from imagesmith.engine_node import Enter, Outcome, Ways
+    from imagesmith.store import Store
 
 __all__ = [
     "Artifact", "BuildError", "CheckResult", "Event", "ImagesmithError", "Interrupted", "Listener", "Plan", "Recipe",
@@ -113,6 +114,7 @@ def build(
     publish: bool = True,
     verify_reproducible: bool = False,
     enter: Enter | None = None,
+    ways: Ways = lambda node, error: (),
 ) -> Result:
     """Do what the store does not have of a plan, and put the artifacts into the folder ``output/NAME``.
 
@@ -120,7 +122,7 @@ def build(
     a core). ``fresh`` names nodes that run again though they are there. ``checkpoints``: keep the states of running
     guests. Without ``publish`` nothing is put into ``output`` (but what failed leaves its evidence there).
     ``verify_reproducible``: write all artifacts once more, and compare. ``enter`` lets somebody into the guest of what
-    failed.
+    failed, and ``ways`` gives the command lines by which one may look around there.
 
     Raises RecipeError (an answer file that its installer would not take), BuildError and what is below it, each with
     the node that failed, and Interrupted for Ctrl-C. What was finished is kept in every case.
@@ -141,8 +143,8 @@ def build(
 
     if publish:
         check_target(target)
-    listen(Event("plan", name, data={"nodes": [node.name for node in wanted.nodes]}))
     store = open_store()
+    listen(Event("plan", name, data={"nodes": [node.name for node in wanted.nodes], "tree": _tree(wanted, store)}))
     try:
         with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
             wrong = lint([node for node in wanted.spine if node.name in fresh or use.find(node.key) is None], host)
@@ -151,7 +153,7 @@ def build(
             bench = Bench(store, host, epoch=wanted.facts.epoch, note=note)
             engine = Engine(store, host, bench, listen, jobs=jobs or os.cpu_count() or 1, epoch=wanted.facts.epoch,
                             ask=lambda recipe, names: secrets.resolve(recipe, host, names), failed=target / "failed",
-                            checkpoints=checkpoints, enter=enter)  # fmt: skip
+                            checkpoints=checkpoints, enter=enter, ways=ways)  # fmt: skip
             try:
                 outcome = engine.run(wanted, use, fresh=fresh)
                 if verify_reproducible:
@@ -172,6 +174,16 @@ def build(
     listen(Event("summary", name, seconds=outcome.seconds, data=data))
     return Result(target if publish else None, tuple(Artifact(*row) for row in rows), _checks(wanted, outcome),
                   tuple(outcome.ran), changed, outcome.seconds)  # fmt: skip
+
+
+def _tree(wanted: Plan, store: Store) -> list[dict[str, object]]:
+    """The nodes as the event ``plan`` has them: on which each stands, and how long it took the last time."""
+    found: list[dict[str, object]] = []
+    for node in wanted.nodes:
+        last = history.recall(store.root, node.place)
+        entry: dict[str, object] = {"name": node.name, "verb": node.verb, "seconds": last.seconds if last else 0.0}
+        found.append(entry | ({"below": node.below.name} if node.below is not None else {}))
+    return found
 
 
 def _checks(wanted: Plan, outcome: Outcome) -> tuple[CheckResult, ...]:

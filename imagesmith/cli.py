@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,8 +17,8 @@ import typer
 
 from imagesmith import cli_build as parts
 from imagesmith import cli_complete as complete
-from imagesmith import cli_diff, cli_image, cli_init, cli_shell, terminal
-from imagesmith.cli_build import Jobs, LogFormat, Output, Recipes, VarFiles, Vars, usage
+from imagesmith import cli_diff, cli_failure, cli_image, cli_init, cli_run, cli_shell, terminal
+from imagesmith.cli_build import Jobs, Junit, LogFormat, Output, Recipes, VarFiles, Vars, usage
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
 
@@ -32,6 +33,7 @@ app.add_typer(cache_app, name="cache")
 app.command()(cli_init.init)
 app.command()(cli_image.inspect)
 app.command()(cli_diff.diff)
+app.command()(cli_run.run)
 app.command()(cli_shell.shell)
 app.command()(cli_image.convert)
 
@@ -43,7 +45,7 @@ def main() -> NoReturn:
         status = app(_words(sys.argv[1:]), standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except ImagesmithError as error:
-        _say(error)
+        cli_failure.say(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("imagesmith: interrupted; what was finished is kept", file=sys.stderr)
@@ -77,16 +79,6 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _say(error: ImagesmithError) -> None:
-    where = "".join(f"{part}: " for part in (error.place, error.node) if part)
-    print(f"imagesmith: {where}{error.message}", file=sys.stderr)
-    if error.kept is not None and error.kept.is_dir():
-        names = ", ".join(sorted(file.name for file in error.kept.iterdir()))
-        print(f"  kept: {error.kept} ({names})", file=sys.stderr)
-    if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
-
-
 # -- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -94,20 +86,24 @@ def _say(error: ImagesmithError) -> None:
 def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:  # noqa: B006
     """Tell everything that is wrong with recipes, without building: FILE:LINE:COLUMN: MESSAGE.
 
-    Answer files are read as their installers would, by the programs that know where these are on this host.
+    Answer files are read as their installers would, by the programs that know where these are on this host; scripts by
+    shellcheck. Packages that the suite does not have and secrets in clear are found. Warnings alone are no failure.
     """
     from imagesmith.host import Host
-    from imagesmith.lint import lint
+    from imagesmith.lint import look
 
-    overrides, complaints = parts.overrides_of(var, var_file), list[Complaint]()
+    overrides, complaints, host = parts.overrides_of(var, var_file), list[Complaint](), Host()
     for path in recipes:
+        found, warnings = list[Complaint](), list[Complaint]()
         try:
-            found = lint(parts.plan_of(path, overrides).spine, Host())
+            found, warnings = look(parts.plan_of(path, overrides), host)
         except RecipeError as error:
             if not error.complaints:
                 raise
             found = list(error.complaints)
-        if not found:
+        for warning in warnings:
+            print(replace(warning, message=f"warning: {warning.message}"))
+        if not found and not warnings:
             print(f"{path}: fine")
         complaints += found
     if complaints:
@@ -172,32 +168,34 @@ def build(
                                           autocompletion=complete.on_error)] = "clean",
     verify_reproducible: Annotated[bool, typer.Option("--verify-reproducible", help="Write all artifacts twice; name "
                                                       "the first difference where there is one.")] = False,
+    junit: Junit = None,
     log_format: LogFormat = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
 ) -> None:  # fmt: skip
     """Build recipes. Only what changed, and what follows it, is done again."""
-    if log_format not in ("text", "json"):
-        raise usage(f"--log-format {log_format}: must be text or json{nearest(log_format, ('text', 'json'))}")
+    parts.look_at(log_format, junit)
     if on_error not in ("clean", "shell"):
         raise usage(f"--on-error {on_error}: must be clean or shell{nearest(on_error, ('clean', 'shell'))}")
     if on_error == "shell" and not terminal.there():
         raise usage("--on-error shell: stdin is no terminal, and a shell needs one")
-    overrides = parts.overrides_of(var, var_file)
-    plans, complaints = [], list[Complaint]()
-    for path in recipes:
-        try:
-            plans.append(parts.plan_of(path, overrides, only=only, checks=not no_checks))
-        except RecipeError as error:
-            if not error.complaints:
-                raise
-            complaints += error.complaints
-    if complaints:
-        raise RecipeError(complaints)
-    for planned in plans:
-        fresh = [*parts.fresh_nodes(planned, no_cache, from_step), *parts.stale_nodes(planned, refresh)]
-        parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
-                        checkpoints=not no_checkpoints, fresh=fresh, enter=on_error == "shell",
-                        twice=verify_reproducible)  # fmt: skip
+    with cli_failure.annotated(log_format), parts.reported(junit) as results:
+        overrides = parts.overrides_of(var, var_file)
+        plans, complaints = [], list[Complaint]()
+        for path in recipes:
+            try:
+                plans.append(parts.plan_of(path, overrides, only=only, checks=not no_checks))
+            except RecipeError as error:
+                if not error.complaints:
+                    raise
+                complaints += error.complaints
+        if complaints:
+            raise RecipeError(complaints)
+        for planned in plans:
+            fresh = [*parts.fresh_nodes(planned, no_cache, from_step), *parts.stale_nodes(planned, refresh)]
+            parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
+                            checkpoints=not no_checkpoints, fresh=fresh, enter=on_error == "shell",
+                            twice=verify_reproducible, listen=results[planned.recipe.name].append,
+                            options=parts.given(var, var_file))  # fmt: skip
 
 
 @app.command("test")
@@ -205,7 +203,7 @@ def check_image(
     target: Annotated[Path, typer.Argument(help="A recipe, or an image in any format that qemu-img reads.",
                                            metavar="RECIPE|IMAGE")],
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
-    junit: Annotated[Path | None, typer.Option(help="Write the results to this file as JUnit XML.")] = None,
+    junit: Junit = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where a failed guest's console and screen go.")] = (
         Path("output")
     ),
@@ -213,24 +211,19 @@ def check_image(
 ) -> None:  # fmt: skip
     """Run the checks alone: on a booted throw-away copy of the image; what a recipe lacks is built first."""
     from imagesmith import api
-    from imagesmith import junit as report
     from imagesmith.recipe import of_image
 
-    if target.suffix in (".yaml", ".yml"):
-        planned = parts.plan_of(target, parts.overrides_of(var, var_file), outputs=False)
-        if not planned.checks:
-            raise usage(f"{target} has no checks")
-    else:
-        planned = api.make_plan(of_image(target), outputs=False)
-    if junit is not None and not junit.absolute().parent.is_dir():
-        raise usage(f"--junit {junit}: there is no folder {junit.parent}")
-    results: list[dict[str, object]] = []
-    try:
+    parts.look_at(log_format, junit)
+    with cli_failure.annotated(log_format), parts.reported(junit) as results:
+        if target.suffix in (".yaml", ".yml"):
+            planned = parts.plan_of(target, parts.overrides_of(var, var_file), outputs=False)
+            if not planned.checks:
+                raise usage(f"{target} has no checks")
+        else:
+            planned = api.make_plan(of_image(target), outputs=False)
         parts.run_build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,
-                        fresh=[node.name for node in planned.checks], listen=results.append)  # fmt: skip
-    finally:
-        if junit is not None:
-            junit.write_bytes(report.junit(planned.recipe.name, results))
+                        fresh=[node.name for node in planned.checks], listen=results[planned.recipe.name].append,
+                        options=parts.given(var, var_file))  # fmt: skip
 
 
 @app.command()
@@ -266,8 +259,10 @@ def kinds(
 ) -> None:
     """Show the reference of every base, step, check and output."""
     from imagesmith import reference
-    from imagesmith.kinds import FAMILIES, known
+    from imagesmith.kinds import FAMILIES, known, left_out, without
 
+    for package in left_out():
+        print(f"imagesmith: {package}", file=sys.stderr)
     if markdown:
         print(reference.whole(), end="")
         return
@@ -277,7 +272,7 @@ def kinds(
     found = [(family, known(family)[name]) for family in FAMILIES if name in known(family)]
     if not found:
         every = [kind for family in FAMILIES for kind in known(family)]
-        raise usage(f"there is no kind '{name}'{nearest(name, every)}")
+        raise usage(f"there is no kind '{name}'{nearest(name, every)}{without()}")
     for family, kind in found:
         print(f"({family[:-1]})\n{reference.manual(kind)}")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imagesmith import cli_complete as complete
+from imagesmith import cli_failure
 from imagesmith.errors import ImagesmithError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ Vars = Annotated[list[str], typer.Option("--var", help="Set a variable: NAME=VAL
 VarFiles = Annotated[list[Path], typer.Option("--var-file", help="A YAML file of variables.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the images go: DIR/<recipe's name>/.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="How many outputs and checks at once (0: one a core).")]
-LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text or json.",
+Junit = Annotated[Path | None, typer.Option(help="Write the checks' results to this file as JUnit XML.")]
+LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text, json or github (for the log "
+                                             "of GitHub Actions).",
                                         autocompletion=complete.log_formats)]
 
 
@@ -95,29 +100,76 @@ def step_named(plan: Plan, word: str, option: str) -> Node:
 
 def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
               checkpoints: bool = True, publish_it: bool = True, enter: bool = False, twice: bool = False,
-              listen: Callable[[dict[str, object]], None] | None = None) -> None:  # fmt: skip
+              listen: Callable[[dict[str, object]], object] = lambda check: None,
+              options: Sequence[str] = ()) -> None:  # fmt: skip
     """Do what a plan lacks, show how that goes, and put the results into ``output``. ``listen`` hears of checks.
 
     ``enter``: let the user into the guest of what fails. ``twice``: write all artifacts once more and compare.
+    ``options``: those of variables, as they were given.
     """
     from imagesmith import api
     from imagesmith.view import duration, shown
 
-    with shown(log_format, verbose=verbose) as tell:
+    checks: list[dict[str, object]] = []
+    try:
+        with shown(log_format, verbose=verbose) as tell:
 
-        def hear(event: Event) -> None:
-            if listen is not None and event.event == "check":
-                listen(dict(event.data))
-            tell(event)
+            def hear(event: Event) -> None:
+                if event.event == "check":
+                    checks.append(dict(event.data))
+                tell(event)
 
-        result = api.build(
-            plan, output, listen=hear, jobs=jobs, fresh=fresh, checkpoints=checkpoints, publish=publish_it,
-            verify_reproducible=twice, enter=entering(tell) if enter else None,
-        )  # fmt: skip
+            result = api.build(
+                plan, output, listen=hear, jobs=jobs, fresh=fresh, checkpoints=checkpoints, publish=publish_it,
+                verify_reproducible=twice, enter=entering(tell) if enter else None,
+                ways=cli_failure.ways(plan, options, entered=enter),
+            )  # fmt: skip
+            made = {check["firmware"] for check in checks}
+            checks += [{"check": one.check, "firmware": one.firmware, "passed": True, "seen": one.seen, "seconds": 0.0}
+                       for one in result.checks if one.firmware not in made]  # fmt: skip
+    except ImagesmithError as error:
+        if log_format == "github":
+            cli_failure.summarize(plan, "failed", None, checks, error)
+        raise
+    finally:
+        for check in checks:
+            listen(check)
+    state = f"built in {duration(result.seconds)}" if result.ran or result.changed else "up to date"
+    if log_format == "github":
+        cli_failure.summarize(plan, state, result, checks)
     if result.artifacts:
         _table(result.artifacts)
-    state = f"built in {duration(result.seconds)}" if result.ran or result.changed else "up to date"
     print(f"{plan.recipe.name}: {state}" + (f", in {result.folder}" if result.folder else ""))
+
+
+def given(var: Sequence[str], var_file: Sequence[Path]) -> list[str]:
+    """The options of variables, as words of a command line."""
+    return [word for one in var for word in ("--var", one)] + [
+        word for one in var_file for word in ("--var-file", str(one))
+    ]
+
+
+def look_at(log_format: str, junit: Path | None) -> None:
+    """Raises RecipeError for what --log-format and --junit cannot be."""
+    from imagesmith.view import STYLES
+
+    if log_format not in STYLES:
+        raise usage(f"--log-format {log_format}: must be {' or '.join(STYLES)}{nearest(log_format, STYLES)}")
+    if junit is not None and not junit.absolute().parent.is_dir():
+        raise usage(f"--junit {junit}: there is no folder {junit.parent}")
+
+
+@contextmanager
+def reported(junit: Path | None) -> Iterator[defaultdict[str, list[dict[str, object]]]]:
+    """Gather the results of checks, by recipe; they are written as JUnit XML however the block ends."""
+    from imagesmith import junit as report
+
+    results: defaultdict[str, list[dict[str, object]]] = defaultdict(list)
+    try:
+        yield results
+    finally:
+        if junit is not None:
+            junit.write_bytes(report.junit(results))
 
 
 def entering(show: Shown) -> Enter:

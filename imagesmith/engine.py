@@ -7,16 +7,16 @@ each still leaves its own layer. Then outputs and checks run side by side.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self, cast
 
 from imagesmith.engine_leaves import LeafBench, Leaves
-from imagesmith.engine_node import Ask, Enter, Nodes, Outcome, Work
+from imagesmith.engine_node import Ask, Enter, Nodes, Outcome, Ways, Work
 from imagesmith.errors import BuildError, StepFailed, TimedOut
-from imagesmith.events import Listener
+from imagesmith.events import Listener, Progress
 from imagesmith.host import Host
 from imagesmith.interfaces import Driver, Log, Root, Running, Session
 from imagesmith.kinds import Booting, Seen, Step
@@ -34,10 +34,13 @@ class Workbench(LeafBench, Protocol):
         """The driver that a step's node names."""
         ...
 
-    def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
+    def make_base(
+        self, node: Node, into: Path, log: Log, progress: Callable[[Progress], object]
+    ) -> Mapping[str, object]:
         """Make the base's layer in the empty folder ``into``; return what is worth noting of it (downloads).
 
-        Where it fails, ``guest/`` in it may hold evidence: a console's log, pictures of a screen.
+        ``progress`` is told several times a second how far a download is. Where it fails, ``guest/`` in ``into`` may
+        hold evidence: a console's log, pictures of a screen.
         """
         ...
 
@@ -52,9 +55,10 @@ class Engine:
     def __init__(
         self, store: Store, host: Host, bench: Workbench, tell: Listener, *, jobs: int = 2,
         epoch: int = 0, ask: Ask, failed: Path | None = None, checkpoints: bool = True, enter: Enter | None = None,
+        ways: Ways = lambda node, error: (),
     ) -> None:  # fmt: skip
         self._store, self._bench, self._epoch, self._checkpoints = store, bench, epoch, checkpoints
-        self._nodes = Nodes(tell, ask=ask, failed=failed, enter=enter)
+        self._nodes = Nodes(tell, ask=ask, failed=failed, enter=enter, ways=ways)
         self._closing: Closing
         self._leaves = Leaves(host, bench, self._nodes, folders=self._folders, jobs=max(1, jobs), epoch=epoch)
 
@@ -117,10 +121,10 @@ class Engine:
     def _run_single(self, node: Node, work: Work, outcome: Outcome) -> None:
         if node.verb == "base":
             try:
-                facts = self._bench.make_base(self._nodes.revealed(node), work.slot.folder, work.log)
+                facts = self._bench.make_base(self._nodes.revealed(node), work.slot.folder, work.log, work.progress)
             except BuildError:
                 if (work.slot.folder / "guest").exists():  # an installation left its console and pictures
-                    self._nodes.keep(work.slot.folder / "guest")
+                    self._nodes.keep(work.slot.folder / "guest", node)
                 raise
             work.facts.update(cast(Mapping[str, object], self._nodes.without_secrets(facts)))
         else:
@@ -147,7 +151,7 @@ class Engine:
                 assert entry is not None
                 for attempt in range(entry.retries, -1, -1):
                     try:
-                        with self._nodes.node(node, use, outcome, again) as work:
+                        with self._nodes.node(node, use, outcome, again, left=attempt) as work:
                             if work is None:  # another build made it meanwhile: go on from its layer
                                 return count + 1
                             now[:] = [work.log]
@@ -173,7 +177,7 @@ class Engine:
                     except (StepFailed, TimedOut) as error:
                         if not attempt:
                             raise
-                        said = error.message.splitlines()[0]
+                        said = error.message.splitlines()[0].rstrip(":")
                         self._nodes.emit("note", node, text=f"{said}; trying again ({attempt} left)")
         return len(nodes)
 

@@ -80,6 +80,7 @@ class Leaves:
             failures.sort(key=lambda error: error.node)
             together = BuildError("\n".join(f"{e.node}: {e.message}" for e in failures))
             together.node, together.kept = ", ".join(e.node for e in failures), self._nodes.failed
+            together.several = tuple(failures)
             raise together from failures[0]
 
     def _check_room(self, outputs: Sequence[Node], use: Use, outcome: Outcome) -> None:
@@ -188,16 +189,19 @@ class Leaves:
                 entered = True
                 for entry in node.recipe.checks:
                     results.append(self._one_check(node, entry, guest))
-                failed = [r for r in results if not r["passed"]]
+                failed = [(r, e) for r, e in zip(results, node.recipe.checks, strict=True) if not r["passed"]]
                 if failed:
-                    lines = "\n".join(f"{r['check']}: {r['seen']}" for r in failed)
-                    said = f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}"
-                    self._nodes.let_in(node, CheckFailed(said), guest)
-                    raise CheckFailed(said)
+                    lines = "\n".join(f"{_where(e).rpartition(':')[0]}: {r['check']}: {r['seen']}" for r, e in failed)
+                    found = CheckFailed(
+                        f"{len(failed)} of {len(results)} checks failed under {node.firmware}:\n{lines}"
+                    )
+                    found.place, found.part = _where(failed[0][1]), "check"
+                    self._nodes.let_in(node, found, guest)
+                    raise found
         except BuildError as error:
             if not entered:
-                self._result(node, "the guest", False, error.message, start)
-            self._nodes.keep(keep)
+                self._result(node, None, False, error.message, start)
+            self._nodes.keep(keep, node)
             raise
         return results
 
@@ -208,21 +212,30 @@ class Leaves:
                 seen, passed = entry.kind.revealed(self._nodes.secrets(node.recipe)).check(guest), True
                 break
             except GuestFailed as error:
-                self._result(node, entry.title, False, error.message, start)
+                self._result(node, entry, False, error.message, start)
+                error.place, error.part = _where(entry), "check"
                 raise
             except (CheckFailed, TimedOut) as error:
                 seen = str(error)
                 if attempt < entry.retries:
                     time.sleep(1)
-        return self._result(node, entry.title, passed, seen, start)
+        return self._result(node, entry, passed, seen, start)
 
-    def _result(self, node: Node, title: str, passed: bool, seen: str, start: float) -> dict[str, object]:
+    def _result(
+        self, node: Node, entry: Entry[Check] | None, passed: bool, seen: str, start: float
+    ) -> dict[str, object]:
+        """Tell of a check, or (without one) of a guest that did not come up; return what is kept of it."""
         result: dict[str, object] = {
-            "check": title, "firmware": node.firmware, "passed": passed, "seen": self._nodes.redacted(seen),
-            "seconds": round(time.monotonic() - start, 3),
+            "check": entry.title if entry is not None else "the guest", "firmware": node.firmware, "passed": passed,
+            "seen": self._nodes.redacted(seen), "seconds": round(time.monotonic() - start, 3),
         }  # fmt: skip
-        self._nodes.emit("check", node, data=result)
+        self._nodes.emit("check", node, data=result | ({"where": _where(entry)} if entry is not None else {}))
         return result
+
+
+def _where(entry: Entry[Check]) -> str:
+    """File, line and column of a check."""
+    return f"{entry.place.file}:{entry.place.line}:{entry.place.column}"
 
 
 def _chain(top: str, layers: Mapping[str, Layer]) -> Iterator[str]:

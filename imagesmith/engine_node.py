@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from imagesmith import history
-from imagesmith.errors import BuildError, ImagesmithError
-from imagesmith.events import Event, Listener
+from imagesmith.advice import advice
+from imagesmith.errors import BuildError, ImagesmithError, StepFailed, TimedOut
+from imagesmith.events import Event, Listener, Progress
 from imagesmith.history import Past
 from imagesmith.interfaces import Enterable, Log, Maker, Terminal
 from imagesmith.kinds import secrets_in
@@ -25,6 +26,10 @@ Enter = Callable[[Node, ImagesmithError, Callable[[Terminal], None]], None]
 """Lets the user into the guest of a node that failed: the node, what it failed of, and what opens the guest."""
 Ask = Callable[[Recipe, Collection[str]], Mapping[str, str]]
 """Gives the values of a recipe's secrets, by their names."""
+Ways = Callable[[Node, ImagesmithError], Sequence[str]]
+"""Gives the command lines by which the user may look around where a node failed."""
+_TAIL = 20
+"""Lines of a node's log that are told where it fails."""
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Work:
 
     slot: Slot
     log: Log
+    progress: Callable[[Progress], object] = lambda progress: None
+    """Takes word of how far a download is."""
     facts: dict[str, object] = field(default_factory=dict)
     """What is noted beside its layer."""
 
@@ -60,9 +67,11 @@ def maker_of(node: Node, epoch: int) -> Maker:
 class Nodes:
     """Opens nodes for the work on them, and tells of it."""
 
-    def __init__(self, tell: Listener, *, ask: Ask, failed: Path | None, enter: Enter | None = None) -> None:
-        self._tell, self._ask, self.failed, self._enter = tell, ask, failed, enter
+    def __init__(self, tell: Listener, *, ask: Ask, failed: Path | None, enter: Enter | None = None,
+                 ways: Ways = lambda node, error: ()) -> None:  # fmt: skip
+        self._tell, self._ask, self.failed, self._enter, self._ways = tell, ask, failed, enter, ways
         self._entered: set[str] = set()
+        self._evidence: dict[str, list[Path]] = {}
         self._secrets: dict[Path, Mapping[str, str]] = {}
         self._hidden: list[str] = []
         self._lock = threading.Lock()
@@ -80,8 +89,13 @@ class Nodes:
         self._hidden = sorted(parts, key=lambda part: (-len(part), part))
 
     @contextmanager
-    def node(self, node: Node, use: Use, outcome: Outcome, again: Collection[str]) -> Iterator[Work | None]:
-        """Make one node's layer, or give None where another build made it while we waited."""
+    def node(
+        self, node: Node, use: Use, outcome: Outcome, again: Collection[str], *, left: int = 0
+    ) -> Iterator[Work | None]:
+        """Make one node's layer, or give None where another build made it while we waited.
+
+        ``left``: how often it will be tried again where a program of it fails or is late.
+        """
         below = outcome.layers[node.below.name] if node.below else None
         parent = below if below is not None and below.gives == node.gives else None
         waiting = lambda: self.emit("note", node, text="another build is making it; waiting")  # noqa: E731
@@ -96,20 +110,14 @@ class Nodes:
             self.emit("node-start", node)
             # A line at a time, so that it can be followed where it is written.
             with (slot.folder / "log").open("w", encoding="utf-8", buffering=1) as stream:
-                work = Work(slot, self._logger(node, stream))
+                tell = lambda progress: self.emit("progress", node, data=progress.plain())  # noqa: E731
+                work = Work(slot, self._logger(node, stream), tell)
                 try:
                     yield work
                 except (ImagesmithError, OSError) as caught:
                     error = caught if isinstance(caught, ImagesmithError) else BuildError(str(caught))
-                    seconds = time.monotonic() - start
-                    error.node, error.kept = error.node or node.name, self.failed
-                    if node.place_in_recipe is not None:
-                        place = node.place_in_recipe
-                        error.place = f"{place.file}:{place.line}:{place.column}"
-                    error.message, error.hint = self.redacted(error.message), self.redacted(error.hint)
-                    self.keep(slot.folder / "log", node.name)
-                    tail = (slot.folder / "log").read_text("utf-8").splitlines()[-20:]
-                    self.emit("node-failed", node, seconds=seconds, error=error.message, tail=tail)
+                    self._failed(node, error, slot.folder / "log", time.monotonic() - start,
+                                 left if isinstance(error, StepFailed | TimedOut) else 0)  # fmt: skip
                     if self._enter is not None and node.name not in self._entered:
                         self.emit("note", node, text="no shell is opened: no guest of it is left to be entered")
                     if error is caught:
@@ -129,6 +137,25 @@ class Nodes:
             self.emit("node-done", node, seconds=seconds)
             for file in files:
                 self.emit("artifact", node, data={**file, "format": work.facts["format"]})
+
+    def _failed(self, node: Node, error: ImagesmithError, log: Path, seconds: float, left: int) -> None:
+        """Give an error all that is to be told of it, and tell of it."""
+        self.keep(log, node, name=f"{slug(node.name)}.log")
+        tail = log.read_text("utf-8").splitlines()[-_TAIL:]
+        place, error.node, error.kept = node.place_in_recipe, error.node or node.name, self.failed
+        if place is not None and place.path and not error.place:
+            error.place, error.part = f"{place.file}:{place.line}:{place.column}", _part(node)
+        error.message = self.redacted(error.message)
+        if "\n" not in error.message.strip():
+            seen = str(getattr(error, "tail", "")).strip("\n").splitlines() or tail
+            error.last = tuple(self.redacted(line) for line in seen[-_TAIL:])
+        error.hint = self.redacted(error.hint) or advice("\n".join([error.message, *error.last]))
+        error.evidence = tuple(self._evidence.get(node.name, ()))
+        error.ways = tuple(self.redacted(way) for way in self._ways(node, error))
+        more = {"where": error.place, "hint": error.hint, "kept": [str(path) for path in error.evidence],
+                "shell": list(error.ways), "left": left}  # fmt: skip
+        found = {name: value for name, value in more.items() if value}
+        self.emit("node-failed", node, seconds=seconds, data={"error": error.message, "tail": tail, **found})
 
     def cached(self, store: Store, node: Node, layer: Layer) -> None:
         """Tell that a node is there already."""
@@ -192,16 +219,22 @@ class Nodes:
         except (BuildError, OSError) as why:
             self.emit("note", node, text=f"no shell could be opened: {self.redacted(str(why))}")
 
-    def keep(self, source: Path, name: str = "") -> None:
-        """Save what tells of a failure, a log or a folder of evidence, where the user finds it."""
+    def keep(self, source: Path, node: Node, *, name: str = "") -> None:
+        """Save what tells of a node's failure where the user finds it: a log as ``name``, or a folder of evidence."""
         if self.failed is None:
             return
-        with suppress(OSError):  # the failure itself is what must be told
+        with self._lock, suppress(OSError):  # the failure itself is what must be told
+            if not self._evidence:  # what an earlier build left tells of another failure
+                shutil.rmtree(self.failed, ignore_errors=True)
+            found = self._evidence.setdefault(node.name, [])
             self.failed.mkdir(parents=True, exist_ok=True)
-            if source.is_file():
-                shutil.copyfile(source, self.failed / f"{slug(name)}.log")
+            if name:
+                shutil.copyfile(source, self.failed / name)
+                found.append(self.failed / name)
             else:
                 shutil.copytree(source, self.failed, dirs_exist_ok=True, copy_function=self._copy)
+                found += sorted(self.failed / path.relative_to(source) for path in source.rglob("*") if path.is_file())
+            self._evidence[node.name] = list(dict.fromkeys(found))
 
     def redact(self, folder: Path) -> None:
         """Take secrets' values out of the files in a folder that is kept."""
@@ -221,6 +254,11 @@ class Nodes:
     ) -> None:  # fmt: skip
         """Tell of a node."""
         self._tell(Event(event, node.recipe.name, node.name, node.key, seconds, {**(data or {}), **more}))
+
+
+def _part(node: Node) -> str:
+    """What a node is of its recipe, for people."""
+    return f"step {node.number} of {len(node.recipe.steps)}" if node.number else node.verb
 
 
 def slug(name: str) -> str:

@@ -45,8 +45,23 @@ class ImagesmithError(Exception):
         """The plan's node that was at work, added on the way up."""
         self.place = ""
         """Where in a recipe that node stands: file, line and column."""
+        self.part = ""
+        """What that node is of its recipe: ``step 2 of 5``."""
+        self.last: tuple[str, ...] = ()
+        """What was seen last, where the message does not have it: lines of a console or of the node's log."""
         self.kept: Path | None = None
         """The folder with the node's log and other evidence."""
+        self.evidence: tuple[Path, ...] = ()
+        """The files in it that are this failure's."""
+        self.ways: tuple[str, ...] = ()
+        """Command lines that let the user look around."""
+        self.several: tuple[ImagesmithError, ...] = ()
+        """Those that happened side by side, where this stands for several."""
+
+    @property
+    def where(self) -> str:
+        """The place without its column: file and line."""
+        return self.place.rpartition(":")[0]
 
 
 @dataclass(frozen=True, order=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-NAMES = ("plan", "node-start", "node-log", "node-done", "node-cached", "node-failed", "check", "artifact",
-               "note", "summary")  # fmt: skip
+NAMES = ("plan", "node-start", "node-log", "progress", "node-done", "node-cached", "node-failed", "check", "artifact",
+         "note", "summary")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,35 @@ class Event:
         if self.seconds is not None:
             found["seconds"] = round(self.seconds, 3)
         return {**found, **self.data}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a download has come."""
+
+    what: str
+    """The file's name."""
+    done: int
+    """Bytes that are there."""
+    total: int | None
+    """Bytes; None where the server does not say."""
+    rate: float
+    """Bytes a second, of late."""
+    finished: bool = False
+
+    def plain(self) -> dict[str, object]:
+        """What the event ``progress`` has; ``left`` in seconds."""
+        found: dict[str, object] = {"what": self.what, "done": self.done, "rate": round(self.rate)}
+        if self.total is not None:
+            found["total"] = self.total
+            if self.rate:
+                found["left"] = round((self.total - self.done) / self.rate, 1)
+        return found | ({"finished": True} if self.finished else {})
+
+
+def now() -> float:
+    """The time as events have it."""
+    return time.time()
 
 
 Listener = Callable[[Event], None]

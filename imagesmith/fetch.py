@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from imagesmith.errors import BuildError, Interrupted, Refused
+from imagesmith.events import Progress
 from imagesmith.fetch_http import Http, forget, shown, version_file
 from imagesmith.fetch_sums import Pin, find_pin, pinned, signed_text
 from imagesmith.host import Host
@@ -47,13 +48,14 @@ class Fetcher:
     """Fetches files into a folder that other processes use, too."""
 
     def __init__(
-        self, folder: Path, host: Host, log: Log, *, delays: Sequence[float] = (1, 2, 4, 8, 15), every: float = 2
-    ) -> None:
-        """``delays``: seconds before each new try that follows a fruitless one; ``every``: seconds between progress."""
+        self, folder: Path, host: Host, log: Log, *, delays: Sequence[float] = (1, 2, 4, 8, 15), every: float = 10,
+        progress: Callable[[Progress], object] = lambda progress: None,
+    ) -> None:  # fmt: skip
+        """See fetch_http.Http."""
         self._folder = folder
         self._host = host
         self._log = log
-        self._http = Http(lambda: host.cancelled, log, delays=delays, every=every)
+        self._http = Http(lambda: host.cancelled, log, delays=delays, every=every, progress=progress)
 
     def fetch(self, url: str, checksum: str, signature: str = "", keyring: Path | None = None) -> Path:
         """Return a local file with the verified contents of ``url``; a local file is verified where it is.

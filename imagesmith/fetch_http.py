@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -14,12 +15,17 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from imagesmith.errors import BuildError, Interrupted, Refused
+from imagesmith.events import Progress
 from imagesmith.interfaces import Log
 from imagesmith.store_files import human
 
 _CHUNK = 1 << 18
 _TIMEOUT = (20, 30)  # seconds without a connection, seconds without a byte
 _REDIRECTS = 10
+_TELL = 0.25
+"""Seconds between two words on how far a download is."""
+_LATE = 10.0
+"""Seconds that a download's rate is taken from: the last ones."""
 
 
 class _Lost(Exception):
@@ -39,12 +45,17 @@ def shown(url: str) -> str:
 class Http:
     """Downloads into files."""
 
-    def __init__(self, cancelled: Callable[[], bool], log: Log, *, delays: Sequence[float], every: float) -> None:
-        """``delays``: seconds before each new try that follows a fruitless one; ``every``: seconds between progress."""
+    def __init__(self, cancelled: Callable[[], bool], log: Log, *, delays: Sequence[float], every: float,
+                 progress: Callable[[Progress], object] = lambda progress: None) -> None:  # fmt: skip
+        """``delays``: seconds before each new try that follows a fruitless one; ``every``: seconds between two lines.
+
+        ``progress`` is told several times a second how far a download is.
+        """
         self._cancelled = cancelled
         self._log = log
         self._delays = delays
         self._every = every
+        self._progress = progress
         self._session = requests.Session()
         bundle = os.environ.get("SSL_CERT_FILE", "")
         if bundle and not os.environ.get("REQUESTS_CA_BUNDLE"):
@@ -135,7 +146,8 @@ class Http:
     ) -> None:
         length = answer.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
-        progress = _Progress(Path(urlsplit(url).path).name or shown(url), have, total, self._every, self._log)
+        name = Path(urlsplit(url).path).name or shown(url)
+        progress = _Progress(name, have, total, self._every, self._log, self._progress)
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (0 if have else os.O_TRUNC)
         with os.fdopen(os.open(part, flags, 0o600), "wb") as out:
             if not have:
@@ -230,25 +242,41 @@ def _size(path: Path) -> int:
 
 
 class _Progress:
-    """Says at most every few seconds how far a download is."""
+    """Tells several times a second how far a download is, and every few seconds says so in the log."""
 
-    def __init__(self, name: str, have: int, total: int | None, every: float, log: Callable[[str], None]) -> None:
-        self._name, self._first, self._total, self._every, self._log = name, have, total, every, log
-        self._began = self._last = time.monotonic()
+    def __init__(self, name: str, have: int, total: int | None, every: float, log: Log,
+                 tell: Callable[[Progress], object]) -> None:  # fmt: skip
+        self._name, self._total, self._every, self._log, self._tell = name, total, every, log, tell
+        self._began = self._said = self._told = time.monotonic()
+        self._seen: deque[tuple[float, int]] = deque([(self._began, have)])
+        """When there was how much, in the last seconds."""
         if have:
             log(f"{name}: going on at {human(have)}")
 
     def at(self, have: int) -> None:
         now = time.monotonic()
-        if now - self._last < self._every:
-            return
-        self._last = now
-        rate = (have - self._first) / (now - self._began)
-        text = f"{human(have)}, {human(rate)}/s"
-        if self._total and rate:
-            text = (f"{100 * have // self._total} % of {human(self._total)}, {human(rate)}/s, "
-                    f"{(self._total - have) / rate:.0f} s left")  # fmt: skip
-        self._log(f"{self._name}: {text}")
+        if now - self._told >= _TELL:
+            self._told = now
+            self._tell(Progress(self._name, have, self._total, self._rate(now, have)))
+        if now - self._said >= self._every:
+            self._said = now
+            rate = self._rate(now, have)
+            text = f"{human(have)}, {human(rate)}/s"
+            if self._total and rate:
+                text = (f"{100 * have // self._total} % of {human(self._total)}, {human(rate)}/s, "
+                        f"{(self._total - have) / rate:.0f} s left")  # fmt: skip
+            self._log(f"{self._name}: {text}")
+
+    def _rate(self, now: float, have: int) -> float:
+        """Bytes a second, of late."""
+        self._seen.append((now, have))
+        while now - self._seen[1][0] > _LATE:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        return (have - before) / (now - began) if now > began else 0.0
 
     def done(self, have: int) -> None:
-        self._log(f"{self._name}: {human(have)} in {time.monotonic() - self._began:.1f} s")
+        """It is whole."""
+        took = time.monotonic() - self._began
+        self._tell(Progress(self._name, have, have, have / took if took else 0.0, finished=True))
+        self._log(f"{self._name}: {human(have)} in {took:.1f} s")

@@ -10,13 +10,14 @@ from typing import Any
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2, Char
 
 
-def junit(recipe: str, results: Sequence[Mapping[str, Any]]) -> bytes:
-    """One suite for each firmware, one case for each check, in the order they ran."""
+def junit(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """One suite for each recipe and firmware, one case for each check, in the order they ran."""
     top = ET.Element("testsuites")
-    suites: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        suites.setdefault(result["firmware"], []).append(result)
-    for firmware, cases in suites.items():
+    suites: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for recipe, found in results.items():
+        for result in found:
+            suites.setdefault((recipe, result["firmware"]), []).append(result)
+    for (recipe, firmware), cases in suites.items():
         suite = ET.SubElement(
             top, "testsuite", name=f"{recipe}.{firmware}", tests=str(len(cases)), errors="0", skipped="0",
             failures=str(sum(not case["passed"] for case in cases)),

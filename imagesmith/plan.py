@@ -68,9 +68,11 @@ class Node:
 
     @property
     def place_in_recipe(self) -> Complaint | None:
-        """Where a base or step stands in its recipe; None for what is made of several things."""
+        """Where a base, step or output stands in its recipe; None for what is made of several things."""
         if self.entry is not None:
             return self.entry.place
+        if self.verb == "output":
+            return next((entry.place for entry in self.recipe.outputs if entry.kind is self.kind), None)
         return self.recipe.base_place if self.verb == "base" else None
 
     @property

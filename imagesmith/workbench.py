@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from imagesmith.errors import BuildError, ImagesmithError
+from imagesmith.events import Progress
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Files, Guest, Installation, Layered, Log, Root
 from imagesmith.inventory import FILE
@@ -139,10 +140,12 @@ class Bench:
             arch=node.recipe.arch, firmware=machine.firmware[0], login=credentials, tpm=machine.tpm,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def make_base(self, node: Node, into: Path, log: Log) -> Mapping[str, object]:
+    def make_base(
+        self, node: Node, into: Path, log: Log, progress: Callable[[Progress], object]
+    ) -> Mapping[str, object]:
         """See engine.Workbench."""
         base = cast(Base, node.kind)
-        shop = Shop(self._store, self._host, node, log, epoch=self._epoch, bench=self)
+        shop = Shop(self._store, self._host, node, log, progress, epoch=self._epoch, bench=self)
         if base.gives == "tree":
             (into / "upper").mkdir()
             seen = base.make(into / "upper", shop)
@@ -297,8 +300,9 @@ class _Layered:
 class Shop:
     """Implements interfaces.Workshop for one base."""
 
-    def __init__(self, store: Store, host: Host, node: Node, log: Log, *, epoch: int, bench: Bench) -> None:
-        self.host, self.log, self.epoch = host, log, epoch
+    def __init__(self, store: Store, host: Host, node: Node, log: Log, progress: Callable[[Progress], object], *,
+                 epoch: int, bench: Bench) -> None:  # fmt: skip
+        self.host, self.log, self.epoch, self._progress = host, log, epoch, progress
         self.arch, self.seed = node.recipe.arch, node.key
         self.downloads: list[dict[str, str]] = []
         self._store, self._node, self._bench = store, node, bench
@@ -324,7 +328,8 @@ class Shop:
         from imagesmith.fetch_http import shown
         from imagesmith.kinds import file_digest
 
-        path = Fetcher(self._store.blobs, self.host, self.log).fetch(url, checksum, signature, keyring)
+        fetcher = Fetcher(self._store.blobs, self.host, self.log, progress=self._progress)
+        path = fetcher.fetch(url, checksum, signature, keyring)
         self.downloads.append({"url": shown(url), "checksum": shown(checksum), "digest": file_digest(path)})
         return path
 

@@ -77,7 +77,16 @@ def test_a_step_that_fails_shows_its_last_lines_and_costs_nothing_before_it(quic
     assert "2 break" in ran.err
     assert "exit status 7" in ran.err
     assert "the reason is this" in ran.err
-    assert f"imagesmith: {recipe}:6:5: 2 break: the commands failed" in ran.err
+    message = ran.err[ran.err.index("imagesmith: ") :].splitlines()
+    kept = quick.output / "small" / "failed" / "2-break.log"
+    assert message == [  # the cause, where it stands, what was kept, the ways in
+        "imagesmith: 2 break: the commands failed (exit status 7)",
+        "  | the reason is this",
+        f"  at: {recipe}:6 (step 2 of 3)",
+        f"  kept: {kept} (the log)",
+        f"  shell: imagesmith build {recipe} --output {quick.output} --on-error shell",
+        f"  shell: imagesmith shell {recipe} --after 1",
+    ]
     assert not (quick.output / "small" / "manifest.json").exists()
     assert "the reason is this" in (quick.output / "small" / "failed" / "2-break.log").read_text()
     write(tmp_path, good + "  - name: break\n    shell: echo mended\n")

@@ -208,7 +208,7 @@ class TreeRoot:
             wait = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
             if not select.select([self._from], [], [], wait)[0]:
                 raise TimedOut("the step did not end within its time; its last lines:\n" + (self._tail or "(none)"),
-                               tail=self._tail)  # fmt: skip
+                               tail=self._tail, hint="raise its 'timeout:'")  # fmt: skip
             try:
                 header, payload = wire.receive(self._from)
             except EOFError:
@@ -273,7 +273,11 @@ def _error(header: Mapping[str, Any]) -> Exception:
 
 
 def _shown(argv: Sequence[str]) -> str:
+    """A command as it is told: where it is long, without its options."""
     text = shlex.join(argv)
+    if len(text) > 80:
+        before = ["", *argv]
+        text = shlex.join([word for word, last in zip(argv, before, strict=False) if word[:1] != "-" and last != "-o"])
     return text if len(text) <= 120 else text[:117] + "..."
 
 
