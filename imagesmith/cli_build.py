@@ -176,11 +176,13 @@ def entering(show: Shown) -> Enter:
     """Lets the user into the guest of what failed, while nothing else is shown."""
 
     def enter(node: Node, error: ImagesmithError, shell: Callable[[Terminal], None]) -> None:
+        from imagesmith.failure import cause, headline
         from imagesmith.terminal import UserTerminal
 
         with show.aside():
             terminal = UserTerminal()
-            terminal.say(f"\n{node.name}: {error.message}")
+            for line in ["", f"{node.name}: {headline(error)}", *(f"  | {line}" for line in cause(error))]:
+                terminal.say(line)
             terminal.say("you are let into the guest as it was left; 'exit' ends that, and your changes go")
             shell(terminal)
             terminal.say(f"{node.name}: the shell has ended; the build ends as failed")

@@ -39,6 +39,18 @@ class Document:
     _values: dict[Where, tuple[int, int]] = field(default_factory=dict)
     complaints: list[Complaint] = field(default_factory=list)
 
+    def at(self, where: Where) -> object:
+        """The value at a place; None where there is none."""
+        found = self.value
+        for part in where:
+            if isinstance(found, Mapping) and part in found:
+                found = found[str(part)]
+            elif isinstance(found, list) and isinstance(part, int) and part < len(found):
+                found = found[part]
+            else:
+                return None
+        return found
+
     def complain(self, where: Where, message: str, *, key: bool = False) -> None:
         """Note a complaint about a value, or about its key; the nearest known place above is named."""
         self.complaints.append(self.complaint(where, message, key=key))

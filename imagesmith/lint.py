@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from imagesmith import lint_packages, lint_scripts, lint_secrets
 from imagesmith.errors import Complaint
 from imagesmith.host import Host
-from imagesmith.plan import Node
+from imagesmith.lint_places import Places
+from imagesmith.plan import Node, Plan
 
 
 def lint(nodes: Iterable[Node], host: Host) -> list[Complaint]:
@@ -23,3 +25,15 @@ def lint(nodes: Iterable[Node], host: Host) -> list[Complaint]:
             else:
                 found.append(Complaint(remark.file, max(remark.line, 1), 1, "", remark.message))
     return found
+
+
+def look(plan: Plan, host: Host) -> tuple[list[Complaint], list[Complaint]]:
+    """All that can be said of a plan without building: complaints, and warnings, which may be meant so.
+
+    Besides ``lint`` these are shell scripts, names of packages, and secrets in clear.
+    """
+    places = Places()
+    scripts, doubtful = lint_scripts.remarks(plan, host, places)
+    secrets, literal = lint_secrets.remarks(plan, places)
+    wrong = [*lint(plan.spine, host), *scripts, *lint_packages.remarks(plan, host, places), *secrets]
+    return sorted(set(wrong)), sorted({*doubtful, *literal})

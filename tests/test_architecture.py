@@ -52,7 +52,12 @@ MAY: dict[str, set[str]] = {
     "recipe": {"errors", "kinds", "document", "model", "render"},
     "secrets": {"errors", "host", "recipe"},
     "plan": {"errors", "kinds", "recipe"},
-    "lint": {"errors", "host", "plan"},
+    "lint": {"errors", "host", "lint_packages", "lint_places", "lint_scripts", "lint_secrets", "plan"},
+    "lint_packages": {"errors", "host", "lint_places", "plan"},
+    "lint_places": {"document", "errors", "kinds", "plan"},
+    "lint_scripts": {"errors", "host", "kinds", "lint_places", "plan"},
+    "lint_secrets": {"errors", "kinds", "lint_places", "plan"},
+    "starters": {"errors", "kinds", "recipe"},
     "events": set(),
     "apt": set(),
     "keys": {"errors"},
@@ -67,7 +72,12 @@ MAY: dict[str, set[str]] = {
     "engine_node": {"advice", "errors", "events", "history", "interfaces", "kinds", "plan", "recipe", "store"},
     "advice": set(),
     "failure": {"errors", "view_words"},
-    "publish": {"errors", "host", "interfaces", "kinds", "plan", "engine_node", "store", "store_files"},
+    "timeline": {"events"},
+    "treemap": {"inventory"},
+    "report": {"compare", "errors", "failure", "inventory", "render", "timeline", "treemap", "view_words"},
+    "evidence": {"errors", "machine", "plan", "report", "timeline"},
+    "publish": {"compare", "engine_node", "errors", "evidence", "host", "interfaces", "inventory", "kinds", "plan",
+                "report", "store", "store_files", "timeline"},
     "reference": {"kinds", "recipe"},
     "junit": set(),
     "terminal": set(),
@@ -77,13 +87,15 @@ MAY: dict[str, set[str]] = {
     "view_plain": {"events", "view_words"},
     "view_words": set(),
 }
-FREE = {"api", "cli", "cli_build", "cli_failure", "cli_cache", "cli_diff", "cli_image", "cli_shell", "workbench"}
+FREE = {"api", "cli", "cli_build", "cli_failure", "cli_cache", "cli_complete", "cli_diff", "cli_image", "cli_init",
+        "cli_shell", "workbench"}
 ONE_PLACE = {  # module from outside -> the only modules of ours that may import it
     "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch_http"},
     "yaml": {"document", "recipe"}, "jinja2": {"render"},
     "pycdlib": {"installer/iso"}, "winrm": {"drivers/winrm"}, "jsonschema": {"answers/_schema"},
     "zstandard": {"look/contained", "machine/memory", "outputs/_qcow2"},
-    "typer": {"cli", "cli_build", "cli_cache", "cli_diff", "cli_image", "cli_shell"}, "rich": {"view_live"},
+    "typer": {"cli", "cli_build", "cli_cache", "cli_complete", "cli_diff", "cli_image", "cli_init", "cli_shell"},
+    "rich": {"view_live"},
 }  # fmt: skip
 
 
