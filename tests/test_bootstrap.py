@@ -149,6 +149,14 @@ def test_a_wrong_signature_is_refused(tmp_path: Path) -> None:
     assert any("NO_PUBKEY" in line for line in shop.lines)
 
 
+def test_a_folder_may_be_the_mirror(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.gpg"
+    keys.write_bytes(b"")
+    base = make("bases", "bootstrap", {"distribution": "debian", "suite": "bookworm", "mirror": "file:///srv/mirror",
+                                       "keyring": str(keys)})  # fmt: skip
+    assert base._sources(Shop(), "/k.gpg")[0] == "deb [signed-by=/k.gpg] copy:///srv/mirror bookworm main"
+
+
 def test_mirrors_are_those_of_the_host() -> None:
     lines = [
         "Debian|bookworm|http://mirror.example/debian/", "Debian|bookworm-updates|http://mirror.example/debian/",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +11,36 @@ import typer.main
 
 from imagesmith import cli, recipe, reference
 from imagesmith.kinds import FAMILIES, known
+from tests.pages import FENCED, PAGES, ROOT, blocks, name, stand_in
 from tests.test_architecture import MAY
-
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```", re.M | re.S)
-
-
-def name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Fenced blocks: the words behind the fence, and the text."""
-    for indent, words, text in _BLOCK.findall(page.read_text()):
-        yield words.strip(), re.sub(f"^{indent}", "", text, flags=re.M)
 
 
 def code(page: Path) -> list[str]:
     """Inline code and the lines of shell blocks and of plain blocks."""
     text = page.read_text()
-    lines = [line for words, block in blocks(page) if words in ("sh", "console", "") for line in block.splitlines()]
-    return lines + re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))
+    shown = [block for block in blocks(page) if block.words[:1] in (("sh",), ())]
+    return [line for block in shown for line in block.text.splitlines()] + re.findall(
+        r"`([^`\n]+)`", FENCED.sub("", text)
+    )
 
 
 def recipes() -> list[Any]:
     """The blocks marked ``yaml recipe FILE…``: a whole recipe, and the files that it names."""
-    found = []
-    for page in PAGES:
-        for number, (words, text) in enumerate(blocks(page)):
-            if words.startswith("yaml recipe"):
-                found.append(pytest.param(words.split()[2:], text, id=f"{name(page)}-{number}"))
-    return found
+    return [pytest.param(block.files, block.text, id=f"{name(page)}-{block.line}")
+            for page in PAGES for block in blocks(page) if block.words[:2] == ("yaml", "recipe")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("files", "text"), recipes())
 def test_every_whole_recipe_in_the_docs_is_a_good_one(files: list[str], text: str, tmp_path: Path) -> None:
     for file in files:
-        path = tmp_path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("ssh-ed25519 AAAA docs\n" if file.endswith(".pub") else "#!/bin/sh\n")
+        stand_in(tmp_path / file)
     (tmp_path / "recipe.yaml").write_text(text)
     recipe.load(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    text = _BLOCK.sub("", page.read_text())
+    text = FENCED.sub("", page.read_text())
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", link):
             continue
@@ -94,12 +76,13 @@ def test_every_command_and_option_in_the_docs_is_there(page: Path) -> None:
 def test_every_test_and_module_that_is_named_is_there(page: Path) -> None:
     defined = {found for file in (ROOT / "tests").glob("test_*.py")
                for found in re.findall(r"def (test_\w+)", file.read_text())}  # fmt: skip
-    for text in re.findall(r"`([^`\n]+)`", _BLOCK.sub("", page.read_text())):
+    inner = page.name == "architecture.md" or page.parent.name == "explanation"
+    for text in re.findall(r"`([^`\n]+)`", FENCED.sub("", page.read_text())):
         if re.fullmatch(r"test_\w+", text):
             assert text in defined, text
         if re.fullmatch(r"[\w/]+\.py", text) and text.startswith(("tests/", "imagesmith/")):
             assert (ROOT / text).exists(), text
-        elif re.fullmatch(r"\w+/[\w/]+\.py", text) and page.name == "architecture.md":
+        elif re.fullmatch(r"\w+/[\w/]+\.py", text) and inner:
             assert (ROOT / "imagesmith" / text).exists(), text
 
 

@@ -140,7 +140,7 @@ class Bootstrap(Base, name="bootstrap", version=1):
 
     def _sources(self, shop: Workshop, keyring: str) -> tuple[str, ...]:
         if self.mirror is not None:
-            mirrors = Mirrors(self.mirror.rstrip("/"), (self.security_mirror or "").rstrip("/"))
+            mirrors = Mirrors(_seen_inside(self.mirror), _seen_inside(self.security_mirror or ""))
         else:
             mirrors = host_mirrors(shop.host, self.distribution)
         if self.distribution == "debian" and not mirrors.security:
@@ -178,6 +178,11 @@ class Bootstrap(Base, name="bootstrap", version=1):
         archive.data("etc/apt/sources.list", "".join(f"{x.replace(str(keyring), own)}\n" for x in lines).encode())
         if self._boots:
             _bootable.after(archive, resolved=resolved)
+
+
+def _seen_inside(mirror: str) -> str:
+    """The same address; of a folder, as packages that apt copies, for dpkg looks for them inside the new system."""
+    return re.sub("^file:", "copy:", mirror).rstrip("/")
 
 
 def _releases(lines: Sequence[str], copies: Path) -> Seen:
