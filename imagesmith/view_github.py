@@ -109,7 +109,7 @@ def command(name: str, message: str, *, title: str = "", place: str = "") -> str
         found["title"] = clean(title)
     words = ",".join(f"{key}={_property(value)}" for key, value in found.items())
     text = _data("\n".join(clean(line) for line in message.splitlines()))
-    return f"::{name} {words}::{text}" if words else f"::{name}::{text}"
+    return (f"::{name} {words}::{text}" if words else f"::{name}::{text}").replace("##[", "## [")
 
 
 def harmless(line: str) -> str:

@@ -41,6 +41,7 @@ class _Node:
     phase: str = ""
     phase_began: float = 0.0
     progress: Mapping[str, object] | None = None
+    error: str = ""
 
     def about(self) -> str:
         """What stands behind its name."""
@@ -52,7 +53,9 @@ class _Node:
         return "there" if self.state == "there" else duration(self.seconds)
 
     def details(self, most: int) -> list[str]:
-        """What it does just now: its download, its installer's phase, the last lines of its log."""
+        """What it does just now: its download, its installer's phase, the last lines of its log; or why it failed."""
+        if self.state == "failed":
+            return [self.error] if self.error else []
         found = [how_far(self.progress)] if self.progress is not None else []
         if self.phase:
             found.append(f"{self.phase}, for {clock(now() - self.phase_began)}")
@@ -130,10 +133,10 @@ class Picture:
         elif event.event in ("node-done", "node-cached", "node-failed"):
             node.state = {"node-done": "done", "node-cached": "there"}.get(event.event, "failed")
             node.seconds = event.seconds or 0.0
-            if event.event == "node-failed":
+            node.error = "; ".join(lines(event.data.get("error"))[:1]).rstrip(":")
+            if event.data.get("left"):  # it is tried again: the build will not tell of this
                 written = [Text(headline(event), style="bold red")]
-                if event.data.get("left"):
-                    written += [Text(f"  │ {line}", style="dim") for line in lines(event.data.get("tail"))]
+                written += [Text(f"  │ {line}", style="dim") for line in lines(event.data.get("tail"))]
         return written
 
     def _plan(self, event: Event) -> None:
@@ -163,24 +166,24 @@ class Picture:
             return []
         finished = [node for node in nodes if node.state in ("done", "there")]
         waiting = [node for node in nodes if node.state == "waiting"]
-        running = [node for node in nodes if node.state == "running"]
+        told = [node for node in nodes if node.state in ("running", "failed")]
         hidden: set[str] = set()
         details = 0
         if height is not None:
             room = height - 1 - len(nodes) + len(finished) + len(waiting)  # beside those at work and failed
-            details = next((most for most in (_TAIL, 3, 2, 1) if room - most * len(running) >= 6), 0)
-            room -= sum(len(node.details(details)) for node in running)
+            details = next((most for most in (_TAIL, 3, 2, 1) if room - most * len(told) >= 6), 0)
+            room -= sum(len(node.details(details)) for node in told)
             hidden = _hidden(finished, waiting, max(room, 0))
         names = [node for node in nodes if node.name not in hidden]
-        lefts = {node.name: _left(node, node is names[-1]) for node in names}
-        column = min(max((left.cell_len for left in lefts.values()), default=0), max(width - _NARROW, 10))
+        longest = max(_left(node, False).cell_len for node in nodes)  # of all, so that the column stays where it is
+        column = min(longest, max(width - _NARROW, 10))
         rows = [Text(f"{clean(self._recipe)}: {len(finished)} of {len(nodes)} nodes, {clock(now() - self._began)}",
                      style="bold")]  # fmt: skip
         if gone := [node for node in finished if node.name in hidden]:
             rows.append(Text(f"✔ {len(gone)} nodes are done", style="dim"))
         for node in names:
-            rows.append(_row(lefts[node.name], node.about(), column))
-            if node.state == "running":
+            rows.append(_row(_left(node, node is names[-1]), node.about(), column))
+            if node in told and height is not None:
                 bar = "│    ┊ " if node.leaf and node is not names[-1] else "     ┊ " if node.leaf else "  ┊ "
                 rows += [Text(bar + line, style="dim") for line in node.details(details)]
         if more := [node for node in waiting if node.name in hidden]:
