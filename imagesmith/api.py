@@ -127,13 +127,14 @@ def build(
     Raises RecipeError (an answer file that its installer would not take), BuildError and what is below it, each with
     the node that failed, and Interrupted for Ctrl-C. What was finished is kept in every case.
     """
-    from imagesmith import secrets
+    from imagesmith import evidence, secrets
     from imagesmith.engine import Engine
     from imagesmith.host import Host
     from imagesmith.lint import lint
     from imagesmith.publish import check_target, follow_up, table
     from imagesmith.publish import publish as put
     from imagesmith.scratch import scratch
+    from imagesmith.timeline import Timeline
     from imagesmith.workbench import Bench, keep_small, open_store
 
     name, host, target = wanted.recipe.name, Host(), Path(output) / wanted.recipe.name
@@ -143,15 +144,20 @@ def build(
 
     if publish:
         check_target(target)
-    store = open_store()
-    listen(Event("plan", name, data={"nodes": [node.name for node in wanted.nodes], "tree": _tree(wanted, store)}))
+    store, timeline = open_store(), Timeline()
+
+    def hear(event: Event) -> None:
+        timeline(event)
+        listen(event)
+
+    hear(Event("plan", name, data={"nodes": [node.name for node in wanted.nodes], "tree": _tree(wanted, store)}))
     try:
         with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
             wrong = lint([node for node in wanted.spine if node.name in fresh or use.find(node.key) is None], host)
             if wrong:
                 raise RecipeError(wrong)
             bench = Bench(store, host, epoch=wanted.facts.epoch, note=note)
-            engine = Engine(store, host, bench, listen, jobs=jobs or os.cpu_count() or 1, epoch=wanted.facts.epoch,
+            engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=wanted.facts.epoch,
                             ask=lambda recipe, names: secrets.resolve(recipe, host, names), failed=target / "failed",
                             checkpoints=checkpoints, enter=enter, ways=ways)  # fmt: skip
             try:
@@ -163,9 +169,12 @@ def build(
                     note(line)
             changed = bool(outcome.ran)
             if publish:
-                changed = put(wanted, outcome, target, host, store.root / "locks")
+                changed = put(wanted, outcome, target, host, store.root / "locks", timeline)
                 for line in follow_up(wanted, outcome, target, host):
                     note(line)
+    except BuildError as error:
+        evidence.report_failure(wanted, error, timeline, target / "failed", store.root)
+        raise
     except KeyboardInterrupt:
         host.cancel()
         raise Interrupted("interrupted; what was finished is kept") from None

@@ -52,6 +52,8 @@ def _what(path: Path) -> str:
     """What a file of evidence is, known by its name."""
     if path.suffix == ".png":
         return "a picture of the screen"
+    if path.suffix == ".html":
+        return "all of it, as a page"
     if "console" in path.name:
         return "what the guest's console showed"
     return "the log" if path.suffix == ".log" else "evidence"

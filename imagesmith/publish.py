@@ -16,15 +16,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from imagesmith import __version__
+from imagesmith import __version__, compare, evidence, inventory, report
 from imagesmith.engine_node import Outcome, maker_of, slug
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Artifact
+from imagesmith.inventory import Inventory
 from imagesmith.kinds import Options, Output, digest, file_digest
 from imagesmith.plan import Plan
 from imagesmith.store import Layer
 from imagesmith.store_files import lock
+from imagesmith.timeline import Timeline
 
 VERSIONS = {  # program: the argument that makes it tell its version
     "qemu-img": "--version", "qemu-system-x86_64": "--version", "mmdebstrap": "--version", "mke2fs": "-V",
@@ -55,16 +57,17 @@ def _ours(target: Path) -> set[str]:
     try:
         old = json.loads((target / "manifest.json").read_text())
         own |= {file["name"] for artifact in old["artifacts"] for file in artifact["files"]}
-        own |= {"manifest.json", "SHA256SUMS", "logs"}
+        own |= {"manifest.json", "SHA256SUMS", "logs", inventory.FILE, report.FILE}
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return own
 
 
-def publish(plan: Plan, outcome: Outcome, target: Path, host: Host, locks: Path) -> bool:
+def publish(plan: Plan, outcome: Outcome, target: Path, host: Host, locks: Path, timeline: Timeline) -> bool:
     """Put a build's results into ``target``; return whether anything had to be done.
 
-    ``locks`` is the folder of the store's locks: builds that publish into the same folder take turns.
+    ``locks`` is the folder of the store's locks: builds that publish into the same folder take turns. ``timeline`` is
+    for the report.
 
     What is there already and belongs to the same layers stays. Otherwise a new folder is filled beside the old one
     and changes places with it (renameat2(2), RENAME_EXCHANGE): whoever looks sees the old result or the new one.
@@ -77,7 +80,7 @@ def publish(plan: Plan, outcome: Outcome, target: Path, host: Host, locks: Path)
         if _is_there(target, manifest):
             shutil.rmtree(target / "failed", ignore_errors=True)
             return False
-        _put(plan, outcome, manifest, target, host, locks.parent / "versions.json")
+        _put(plan, outcome, manifest, target, host, locks.parent / "versions.json", timeline)
         return True
     finally:
         turn.release(remove=True)
@@ -92,7 +95,10 @@ def follow_up(plan: Plan, outcome: Outcome, target: Path, host: Host) -> list[st
     return told
 
 
-def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, host: Host, versions: Path) -> None:
+def _put(
+    plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, host: Host, versions: Path,
+    timeline: Timeline,
+) -> None:  # fmt: skip
     for stale in target.parent.glob(f".{target.name}.new-*"):
         shutil.rmtree(stale, ignore_errors=True)
     staging = target.parent / f".{target.name}.new-{os.getpid()}"
@@ -110,12 +116,33 @@ def _put(plan: Plan, outcome: Outcome, manifest: dict[str, Any], target: Path, h
         libraries = {"zlib": zlib.ZLIB_RUNTIME_VERSION, "zstandard": version("zstandard")}
         manifest["host"] = {"imagesmith": __version__, "system": platform.platform(), "libraries": libraries,
                             "tools": _versions(host, versions)}  # fmt: skip
+        _report(plan, outcome, manifest, target, staging, timeline)
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         _exchange(staging, target)
     except OSError as error:
         raise BuildError(f"cannot write {target}: {error.strerror}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _report(
+    plan: Plan, outcome: Outcome, manifest: Mapping[str, Any], target: Path, staging: Path, timeline: Timeline
+) -> None:  # fmt: skip
+    found = Inventory()
+    if plan.inventory is not None:
+        shutil.copyfile(outcome.layers[plan.inventory.name].folder / inventory.FILE, staging / inventory.FILE)
+        found = inventory.read(staging / inventory.FILE)
+    before = None
+    with suppress(OSError, ValueError, BuildError):  # there is none, or none that can be compared
+        old = json.loads((target / "manifest.json").read_text())
+        known = inventory.read(target / inventory.FILE)
+        when = (target / "manifest.json").stat().st_mtime
+        before = report.Before(old, compare.difference(known, found), when)
+    logs = [(node.name, (layer.folder / "log").read_text("utf-8", "replace")) for node in plan.nodes
+            if (layer := outcome.layers.get(node.name)) is not None and (layer.folder / "log").is_file()]  # fmt: skip
+    guests = [guest for node in plan.checks for guest in evidence.guests(outcome.layers[node.name].folder / "guest")]
+    page = report.built(manifest, timeline, inventory=found, before=before, logs=logs, guests=guests)
+    (staging / report.FILE).write_text(page, encoding="utf-8")
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -148,7 +175,8 @@ def _is_there(target: Path, manifest: Mapping[str, Any]) -> bool:
                 status = (target / file["name"]).stat()
                 if status.st_size != file["size"] or status.st_mtime_ns > written:
                     return False
-        whole = (target / "SHA256SUMS").is_file() and (target / "logs").is_dir()
+        own = ("SHA256SUMS", inventory.FILE, report.FILE)
+        whole = all((target / name).is_file() for name in own) and (target / "logs").is_dir()
         asked = [[check["check"], check["firmware"]] for check in old["checks"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -160,6 +160,19 @@ def _no_secret(value: object) -> str:
     return str(value)
 
 
+def page(name: str, variables: Mapping[str, object]) -> str:
+    """Render one of our own HTML pages. What ``variables`` hold is text, and is escaped, but for what is called style.
+
+    Text that is no UTF-8 (names of files) is shown as far as it is.
+    """
+    loader = jinja2.FileSystemLoader(own_template(name).parent)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=loader,
+    )  # fmt: skip
+    text = environment.get_template(Path(name).name).render(variables)
+    return text.encode("utf-8", "replace").decode()
+
+
 def own_template(name: str) -> Path:
     """A file of ``templates/``, installed inside the package or beside it in a clone."""
     package = Path(__file__).parent
