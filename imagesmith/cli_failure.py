@@ -40,10 +40,10 @@ def ways(plan: Plan, options: Sequence[str], *, entered: bool) -> Ways:
     own, again = sys.argv[1:2], ["imagesmith", *_without_reports(sys.argv[1:]), "--on-error", "shell"]
 
     def found(node: Node, error: ImagesmithError) -> list[str]:
-        if not plan.recipe.path.suffix.startswith(".y"):  # an image
-            return []
         shell = ["imagesmith", "shell", str(plan.recipe.path), *options]
         booted = not isinstance(error, GuestFailed | TimedOut)
+        if not plan.recipe.path.suffix.startswith(".y"):
+            return [shlex.join(shell)] if own == ["test"] and node.verb == "check" and booted else []
         lines = []
         if node.verb == "step" or (node.verb == "check" and booted):
             lines += [shlex.join(again)] if own == ["build"] and not entered else []

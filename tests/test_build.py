@@ -42,10 +42,13 @@ def test_what_a_build_leaves(golden: Golden) -> None:
     assert "11 checks under bios, 11 checks under uefi" in golden.ran.out
 
 
-def test_nothing_to_do_is_said_and_done(golden: Golden, command: Command) -> None:
+def test_nothing_to_do_is_said_and_done(golden: Golden, command: Command, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in golden.folder.iterdir()}
-    ran = command("build", golden.recipe)
+    ran = command("build", golden.recipe, "--junit", tmp_path / "junit.xml")
     assert "golden: up to date" in ran.out
+    suites = {suite.get("name"): suite.attrib for suite in ET.parse(tmp_path / "junit.xml").iter("testsuite")}
+    assert set(suites) == {"golden.bios", "golden.uefi"}  # what was checked when it was made
+    assert all((suite["tests"], suite["failures"]) == ("11", "0") for suite in suites.values())
     assert before == {path.name: path.stat().st_mtime_ns for path in golden.folder.iterdir()}
 
 
@@ -92,8 +95,14 @@ outputs: [qcow2]
     before = (golden.folder / "manifest.json").read_bytes()
     report = tmp_path / "junit.xml"
     ran = command("test", recipe, "--junit", report, expect=1)
-    assert "2 of 4 checks failed under bios" in ran.err
-    assert "hello" in ran.err  # what was seen in the file
+    message = ran.err[ran.err.index("imagesmith: check bios: 2 of 4 checks failed under bios") :].splitlines()
+    assert message[1].startswith(f"  | {recipe}:7: file /etc/mark: ")
+    assert "hello" in message[1]  # what was seen in the file
+    assert message[2].startswith(f"  | {recipe}:9: package emacs: ")
+    assert message[3] == f"  at: {recipe}:7 (check)"
+    assert any(line.startswith("  kept: ") and line.endswith("bios-console.log (what the guest's console showed)")
+               for line in message)  # fmt: skip
+    assert any(line.startswith(f"  shell: imagesmith shell {recipe} --after ") for line in message)
     cases = {case.get("name"): case for case in ET.parse(report).iter("testcase")}
     assert len(cases) == 4
     failed = [name for name, case in cases.items() if case.find("failure") is not None]
