@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -141,12 +141,13 @@ class Options(BaseModel):
 
     def identity(self) -> dict[str, object]:
         """Everything that the result depends on, as plain values; files are there by their contents."""
-        found: dict[str, object] = {}
+        return {type(self).model_fields[name].alias or name: _plain(value) for name, value in self.keyed()}
+
+    def keyed(self) -> Iterator[tuple[str, object]]:
+        """The names and values of the fields that the result depends on."""
         for name, field in type(self).model_fields.items():
-            if any(isinstance(mark, _Unkeyed) for mark in field.metadata):
-                continue
-            found[field.alias or name] = _plain(getattr(self, name))
-        return found
+            if not any(isinstance(mark, _Unkeyed) for mark in field.metadata):
+                yield name, getattr(self, name)
 
     def secret_names(self) -> set[str]:
         """The secrets whose place-holders its options hold."""

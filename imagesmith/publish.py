@@ -227,8 +227,8 @@ def _inputs(plan: Plan, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, Path):
         yield os.path.relpath(value, plan.recipe.path.parent), file_digest(value)
     elif isinstance(value, Options):
-        for name in type(value).model_fields:
-            yield from _inputs(plan, getattr(value, name))
+        for _, inner in value.keyed():
+            yield from _inputs(plan, inner)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _inputs(plan, item)

@@ -20,6 +20,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Artifact, Disk
 from imagesmith.outputs._catalog import Box, add
 from imagesmith.outputs.vagrant import Vagrant
+from tests.conftest import Command
 from tests.consumers import ask, vagrant_env
 from tests.test_outputs import MAKER, MIB, make_disk, write
 
@@ -60,6 +61,21 @@ def test_every_build_is_a_version_and_the_same_box_is_there_once(tmp_path: Path)
     (boxes / "1.2.1-libvirt.box").unlink()  # somebody made room
     assert add(box(tmp_path, "two"), boxes, "", Host()) == "1.2.1"
     assert (boxes / "1.2.1-libvirt.box").read_text() == "two"
+
+
+def test_the_first_build_makes_the_catalog(command: Command, tmp_path: Path) -> None:
+    ask("qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "disk.qcow2", "64M")
+    (tmp_path / "boxed.yaml").write_text("""
+version: "1.2"
+base: {disk: disk.qcow2}
+steps: [cleanup: false]
+outputs: [vagrant: {provider: libvirt, catalog: {box: acme/web, folder: boxes}}]
+""")
+    for _ in range(2):
+        command("build", tmp_path / "boxed.yaml")
+        assert versions(tmp_path / "boxes") == {"1.2": ["libvirt"]}
+    inputs = json.loads((command.output / "boxed" / "manifest.json").read_text())["inputs"]
+    assert "boxes" not in json.dumps(inputs)  # what the build gives is nothing that it was made of
 
 
 def test_builds_that_end_at_the_same_time_are_all_there(tmp_path: Path) -> None:
