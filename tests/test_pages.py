@@ -27,7 +27,9 @@ def test_a_page_does_what_it_says(page: Path, command: Command, tmp_path: Path) 
 def test_every_command_block_is_run_or_says_what_it_needs(page: Path) -> None:
     for block in pages.blocks(page):
         if block.words[:1] in (("sh",), ("console",), ("bash",)):
-            assert block.runs or block.value("needs") in pages.NEEDS, f"line {block.line}: {' '.join(block.words)}"
+            assert block.runs or block.value("needs") in pages.NEEDS, (
+                f"line {block.line}: '{' '.join(block.words)}' should be 'sh run' or 'sh needs=…': see tests/pages.py"
+            )
 
 
 def test_every_reason_is_used() -> None:
