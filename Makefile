@@ -1,17 +1,25 @@
 # imagesmith: `make image` and `make test` do everything on a fresh Debian or Ubuntu machine.
-.PHONY: help image test test-all lint docs bench clean
+.PHONY: help image container test test-quick test-all lint docs bench clean
 
 help:
-	@echo "make image     install what is missing and build recipes/debian-12.yaml (ARGS=... are options of the build)"
-	@echo "make test      install what is missing, lint, check types, run the tests"
-	@echo "make test-all  the same with the slow tests"
-	@echo "make bench     measure, beside packer, virt-customize, mmdebstrap, vmdb2 and mkosi (an hour; needs root)"
-	@echo "make docs      write docs/kinds.md anew from the kinds' declarations"
-	@echo "make clean     remove .venv and what tools left behind"
+	@echo "make image       install what is missing and build recipes/debian-12.yaml (ARGS=... are options of the build)"
+	@echo "make container   build a container image of imagesmith itself, recipes/imagesmith.yaml"
+	@echo "make test        install what is missing, lint, check types, run the tests"
+	@echo "make test-quick  lint, types, and the tests that need no other programs than building does"
+	@echo "make test-all    the same with the slow tests"
+	@echo "make bench       measure, beside packer, virt-customize, mmdebstrap, vmdb2 and mkosi (an hour; needs root)"
+	@echo "make docs        write docs/kinds.md anew from the kinds' declarations"
+	@echo "make clean       remove .venv and what tools left behind"
 
 image:
 	@tools/setup image
 	.venv/bin/imagesmith build recipes/debian-12.yaml $(ARGS)
+
+container:
+	@tools/setup image
+	rm -rf dist/wheels
+	.venv/bin/pip wheel --quiet --disable-pip-version-check --wheel-dir dist/wheels .
+	.venv/bin/imagesmith build recipes/imagesmith.yaml --var wheels=$(CURDIR)/dist/wheels $(ARGS)
 
 lint:
 	.venv/bin/ruff check .
@@ -21,6 +29,13 @@ test:
 	@tools/setup test
 	@$(MAKE) --no-print-directory lint
 	.venv/bin/python -m pytest -m "not slow" --durations=15
+
+QUICK = architecture docs recipe recipes plan keys kinds digests answers_cloud answers_others store
+
+test-quick:
+	@tools/setup quick
+	@$(MAKE) --no-print-directory lint
+	.venv/bin/python -m pytest -m "not slow" $(QUICK:%=tests/test_%.py)
 
 test-all:
 	@tools/setup test-all
@@ -36,4 +51,4 @@ docs:
 	.venv/bin/imagesmith kinds --markdown > docs/kinds.md
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -63,7 +63,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "zstd": ("zstd", "zstd", "zstd"),
 }
 
-PIPE = subprocess.PIPE
+PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 """For ``Host.start``: connect this stream with us."""
 Process = subprocess.Popen[bytes]
 """What ``Host.start`` gives."""

@@ -49,12 +49,17 @@ def qemu_version(host: Host, arch: Arch = "x86_64") -> str:
 
 
 def kernels() -> list[Path]:
-    """Linux kernels on this host that we may read: the running one first, then the others, the newest name first."""
+    """Linux kernels on this host that we may read: the running one first, then the others, the newest name first.
+
+    Before them comes the one that libguestfs is told to use (supermin(1), SUPERMIN_KERNEL): in a container there is no
+    other.
+    """
+    told = [Path(os.environ["SUPERMIN_KERNEL"])] if "SUPERMIN_KERNEL" in os.environ else []
     boot = sorted(Path("/boot").glob("vmlinuz-*"), reverse=True)
     modules = sorted(Path("/usr/lib/modules").glob("*/vmlinuz"), reverse=True)
     running = platform.release()
     found = sorted([*boot, *modules], key=lambda path: running not in str(path))
-    return [path for path in found if path.is_file() and os.access(path, os.R_OK)]
+    return [path for path in [*told, *found] if path.is_file() and os.access(path, os.R_OK)]
 
 
 def accelerator(

@@ -231,8 +231,10 @@ class Bench:
         log(f"{len(found.files)} files, {len(found.packages)} packages")
         found.public().write(into / FILE)
 
-    def booted(self, node: Node, disk: Disk, keep: Path, log: Log) -> AbstractContextManager[Guest]:
-        """See engine.Workbench."""
+    def booted(
+        self, node: Node, disk: Disk, keep: Path, log: Log, *, control: bool = True
+    ) -> AbstractContextManager[Guest]:
+        """See engine.Workbench; without ``control`` it boots as it is, and takes no requests."""
         from imagesmith.archive import contents
         from imagesmith.drivers.guestfs import inject
         from imagesmith.machine.guest import booted
@@ -247,7 +249,7 @@ class Bench:
         return cast(AbstractContextManager[Guest], booted(
             disk, firmware=node.firmware, arch=node.recipe.arch, cpu=machine.cpu,  # type: ignore[arg-type]
             cpus=machine.cpus, memory=machine.memory, host=self._host, accelerator=self.accelerator.name,
-            tpm=machine.tpm, log=log, keep=keep, scratch=scratch, unpack=unpack,
+            tpm=machine.tpm, log=log, keep=keep, scratch=scratch, unpack=unpack, control=control,
         ))  # fmt: skip
 
 

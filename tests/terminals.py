@@ -58,18 +58,18 @@ class Terminal:
         return bool(data)
 
 
-def works_as_a_terminal(user: Terminal, before: str, shown: str) -> None:
+def works_as_a_terminal(user: Terminal, before: str, shown: str, *, prompt: str = "# ") -> None:
     """Hold a shell at a prompt to what people expect: a size that follows the window's, and Ctrl-C.
 
     ``before`` is run first, and shows ``shown``.
     """
-    user.expect("# ")
+    user.expect(prompt)
     user.type(f"{before}; stty size; tty\n")
     assert f"{shown}\r\n30 100" in user.expect("/dev/pts/0")
     user.resize(40, 120)
     user.type("sh -c 'echo be''gun; exec sleep 1000'\n")
     user.expect("begun")
     user.type("\x03")
-    user.expect("# ")
+    user.expect(prompt)
     user.type("stty size\n")
     user.expect("40 120")

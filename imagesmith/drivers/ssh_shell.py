@@ -9,6 +9,7 @@ import shlex
 import signal
 import termios
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from imagesmith.errors import GuestFailed
@@ -21,11 +22,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def shell(connection: Connection, terminal: Terminal) -> None:
-    """Run a shell as root (interfaces.Enterable). Raises GuestFailed where there is no way in.
-
-    ssh gets a terminal of its own, which is passed on: the program that holds the connection reads what is typed, and
-    runs in the background of the user's terminal, where it may not.
-    """
+    """Run a shell as root (interfaces.Enterable). Raises GuestFailed where there is no way in."""
     connection.check()
     question = secrets.token_hex(16)
     become = f"sudo -k -S -p {question} --" if connection.sudo_password else "sudo -n --"
@@ -34,18 +31,29 @@ def shell(connection: Connection, terminal: Terminal) -> None:
     script = f'[ "$(id -u)" != 0 ] || exec {inside}; exec {become} {inside}'
     command = f"exec /bin/sh -c {shlex.quote(script)}"  # whatever the user's own shell is
     terminal.say("a shell in the running guest, over SSH")
+    at_terminal(connection, terminal, [command], question if connection.sudo_password else "")
+
+
+def at_terminal(connection: Connection, terminal: Terminal, command: Sequence[str], question: str = "") -> int:
+    """Run a command, or the user's own shell, at a terminal in the guest; return ssh's exit status.
+
+    ``question`` is what sudo asks for its password with, where it will. ssh gets a terminal of its own, which is passed
+    on: the program that holds the connection reads what is typed, and runs in the background of the user's terminal,
+    where it may not.
+    """
     with ExitStack() as stack:
         ours, theirs = os.openpty()
         stack.callback(os.close, ours)
         termios.tcsetwinsize(theirs, terminal.size)
         try:
             process = stack.enter_context(connection.host.start(
-                ["ssh", *connection.options, "-tt", "-e", "none", f"{connection.user}@{connection.name}", command],
+                ["ssh", *connection.options, "-tt", "-e", "none", f"{connection.user}@{connection.name}", *command],
                 purpose="let you into a guest", stdin=theirs, stdout=theirs, stderr=theirs,
+                env={"TERM": terminal.kind},
             ))  # fmt: skip
         finally:
             os.close(theirs)
-        if connection.sudo_password:
+        if question:
             _answer(ours, question.encode(), connection.sudo_password, process)
 
         def resize(rows: int, columns: int) -> None:
@@ -54,6 +62,7 @@ def shell(connection: Connection, terminal: Terminal) -> None:
 
         terminal.relay(ours, lambda: _read(ours), lambda data: os.write(ours, data), resize,
                        lambda: process.poll() is not None)  # fmt: skip
+        return process.wait()
 
 
 def _answer(terminal: int, question: bytes, password: str, process: Process) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 LOG_LIMIT = 16 * 1024 * 1024
@@ -93,6 +94,7 @@ class Console:
         self.log = log
         self._wire = wire
         self._tail = self._news = b""
+        self._copy: socket.socket | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="console", daemon=True)
         self._thread.start()
@@ -105,14 +107,38 @@ class Console:
                     news = self._wire.recv(65536)
                 except OSError:
                     return
-                if not news:
-                    return
                 with self._lock:
                     self._tail = (self._tail + news)[-_TAIL:]
                     self._news = (self._news + news)[-_NEWS:]
+                    copy = self._copy
+                if copy is not None:
+                    self._pass_on(copy, news)
+                if not news:
+                    return
                 if kept < LOG_LIMIT:
                     kept += len(news)
                     file.write(news if kept < LOG_LIMIT else news + _END_OF_LOG)
+
+    @staticmethod
+    def _pass_on(copy: socket.socket, news: bytes) -> None:
+        with suppress(OSError):  # nobody looks any more
+            if news:
+                copy.sendall(news)
+            else:
+                copy.close()
+
+    def follow(self) -> socket.socket:
+        """Return where all that comes can be read, as it comes, beginning with the last 64 KiB; to be called once."""
+        ours, theirs = socket.socketpair()
+        with self._lock:
+            theirs.sendall(self._tail)
+            self._copy = theirs
+        return ours
+
+    def type(self, data: bytes) -> None:
+        """Type at it."""
+        with suppress(OSError):  # QEMU has ended; Machine.check says why
+            self._wire.sendall(data)
 
     @property
     def text(self) -> str:

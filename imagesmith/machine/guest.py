@@ -61,16 +61,15 @@ class BootedGuest:
     """Implements interfaces.Guest."""
 
     def __init__(self, machine: Machine, firmware: str, keep: Path, log: Log) -> None:
-        self.firmware = firmware
+        self.firmware, self.machine = firmware, machine
         self._log = log
-        self._machine = machine
         self._channel = Channel(machine)
         self._keep = keep
 
     def run(self, script: str, *, timeout: float) -> Result:
         """Run a shell script as root in the guest, as soon as it is there. Raises TimedOut, GuestFailed."""
         if not self._channel.ready:
-            self._wait_ready(_START_SECONDS)
+            self.wait_ready(_START_SECONDS)
         return self._channel.ask(script, timeout=timeout)
 
     def wait_booted(self, timeout: float) -> Result:
@@ -80,17 +79,19 @@ class BootedGuest:
         line for each failed unit and the end of what it logged. Raises TimedOut, GuestFailed.
         """
         deadline = time.monotonic() + timeout
-        self._wait_ready(timeout)
+        self.wait_ready(timeout)
         while True:
             left = deadline - time.monotonic()  # on a busy host an emulated guest may take a minute for a word
             result = self._channel.ask(_WAIT, timeout=max(_ROUND * 3, left), again=True)
             if result.status in {0, 1}:
                 return Result(result.status, result.output.strip())
-            self._machine.check(boot_fault)
+            self.machine.check(boot_fault)
             if time.monotonic() >= deadline:
                 raise self._unfinished(timeout, result)
 
-    def _wait_ready(self, timeout: float) -> None:
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until it takes requests, early in its start-up. Raises TimedOut, GuestFailed."""
+
         def ready() -> bool | None:
             self._channel.listen()
             return self._channel.ready or None
@@ -98,36 +99,36 @@ class BootedGuest:
         deadline, left = time.monotonic() + timeout, FRESH_STARTS
         while True:
             try:
-                self._machine.watch(ready, within=deadline - time.monotonic(), doing="finish starting",
+                self.machine.watch(ready, within=deadline - time.monotonic(), doing="finish starting",
                                     fault=boot_fault)  # fmt: skip
                 return
             except GuestFailed as error:
                 left -= 1
-                if LATE_TIMER not in error.message or self._machine.spec.accelerator != "tcg" or left < 0:
+                if LATE_TIMER not in error.message or self.machine.spec.accelerator != "tcg" or left < 0:
                     raise
                 self._log("the emulated timer was late, because this host is busy; starting the guest again")
-                self._machine.start_again()
+                self.machine.start_again()
 
     def shell(self, terminal: Terminal) -> None:
         """Let the user in as root (interfaces.Enterable), at a console that is plugged in for it."""
         if not self._channel.ready:
-            self._wait_ready(_START_SECONDS)
-        let_in(self._machine, self._channel, terminal)
+            self.wait_ready(_START_SECONDS)
+        let_in(self.machine, self._channel, terminal)
 
     def forward(self, port: int) -> tuple[str, int]:
         """Return a host address and port that leads to the guest's TCP ``port``."""
-        return self._machine.forward(port)
+        return self.machine.forward(port)
 
     def console(self, lines: int = 25) -> str:
         """The end of the serial console."""
-        return self._machine.console.tail(lines)
+        return self.machine.console.tail(lines)
 
     def keep_evidence(self) -> Sequence[Path]:
         """Add a picture of the screen to the console's log in the ``keep`` folder; return the files."""
-        found = [self._machine.console.log]
+        found = [self.machine.console.log]
         screen = self._keep / f"{self.firmware}-screen.png"
         with suppress(OSError, ValueError, ImagesmithError):  # QEMU may be gone, and its screen with it
-            self._machine.screenshot(screen)
+            self.machine.screenshot(screen)
             found.append(screen)
         return found
 
@@ -157,6 +158,7 @@ def booted(
     keep: Path,
     scratch: Path | None = None,
     unpack: Unpack | None = None,
+    control: bool = True,
 ) -> Iterator[BootedGuest]:
     """Boot a throw-away copy of ``disk``; it is gone when the block ends.
 
@@ -164,7 +166,9 @@ def booted(
     that the image will be started on. ``keep`` takes the console's log while the guest runs, and a screenshot when the
     block ends well or with a BuildError (and a GuestFailed names both as its ``artifacts``). ``scratch``
     is where the copy is made, by default the system's folder for temporary files. ``unpack`` puts a tar into images
-    that debugfs cannot write (inject.py). Raises BuildError, MissingTool, GuestFailed, Interrupted.
+    that debugfs cannot write (inject.py). Without ``control`` nothing is put into it, and it takes no requests.
+
+    Raises BuildError, MissingTool, GuestFailed, Interrupted.
     """
     keep.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -172,7 +176,8 @@ def booted(
             folder = Path(name)
             overlay = folder / "disk.qcow2"
             make_overlay(disk.path, overlay, host)
-            inject(overlay, host, otherwise=unpack)
+            if control:
+                inject(overlay, host, otherwise=unpack)
             spec = MachineSpec(
                 arch=arch, accelerator=accelerator, cpu=cpu, cpus=cpus, memory=memory, reboots=True,
                 firmware=firmwares.prepare(firmware, arch, folder, host, kept=disk.variables.get(firmware)),

@@ -226,13 +226,14 @@ class Machine:
             path.write_bytes(png.from_ppm(picture.read_bytes()))
             picture.unlink()
 
-    def forward(self, port: int) -> tuple[str, int]:
+    def forward(self, port: int, *, at: int = 0) -> tuple[str, int]:
         """Return an address and port on this host's loopback that lead to the guest's TCP ``port``.
 
-        QEMU's kernel picks the port (0), so nobody can take it between the choice and the use. Raises ToolFailed.
+        ``at`` is the port on this host. Where it is 0, QEMU's kernel picks one, so nobody can take it between the
+        choice and the use. Raises ToolFailed.
         """
         if port not in self._forwards:
-            said = self._monitor(f"hostfwd_add net0 tcp:127.0.0.1:0-:{port}")
+            said = self._monitor(f"hostfwd_add net0 tcp:127.0.0.1:{at}-:{port}")
             for address, host_port, guest_port in _FORWARD.findall(self._monitor("info usernet")):
                 self._forwards.setdefault(int(guest_port), (address, int(host_port)))
             if port not in self._forwards:
