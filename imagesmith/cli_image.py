@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +16,11 @@ from imagesmith import cli_complete as complete
 from imagesmith.cli_build import Jobs, LogFormat, Output, usage
 
 if TYPE_CHECKING:
+    from imagesmith.host import Host
+    from imagesmith.interfaces import Disk, Log
     from imagesmith.look.image import Findings
+    from imagesmith.plan import Node
+    from imagesmith.workbench import Bench
 
 _MIB = 1 << 20
 
@@ -69,6 +76,37 @@ def convert(
         recipe = of_image(found.disk, outputs=to, name=name or name_for(image), arch=arch)
         planned = api.make_plan(recipe, checks=check)
         parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=False, fresh=[])
+
+
+@contextmanager
+def imported(image: Path, host: Host, log: Log) -> Iterator[tuple[Node, Disk, Bench]]:
+    """An image's disk, in any format, as a guest that can be booted: with the firmware that it boots with ("" if none).
+
+    It is a copy, and gone when the block ends. Raises RecipeError where there is no such image, or no disk in it.
+    """
+    import tempfile
+
+    from imagesmith import api
+    from imagesmith.disk.image import import_image
+    from imagesmith.look.contained import opened
+    from imagesmith.look.image import roomy
+    from imagesmith.recipe import name_for, of_image
+    from imagesmith.workbench import Bench
+
+    if not image.is_file():
+        raise usage(f"{image}: no such recipe or image")
+    with (
+        tempfile.TemporaryDirectory(prefix=".imagesmith-", dir=roomy(image)) as work,
+        tempfile.TemporaryDirectory(prefix="imagesmith-") as folder,
+    ):
+        found = opened(image, Path(work))
+        if found.disk is None:
+            raise usage(f"{image} is a {found.format} of a root file system, not a disk")
+        import_image(found.disk, Path(folder, "disk.qcow2"), host, log)
+        planned = api.make_plan(of_image(found.disk, name=name_for(image)), outputs=False)
+        bench = Bench(parts.the_store(), host, epoch=planned.facts.epoch, note=log)
+        disk = bench.disk([Path(folder)])
+        yield replace(planned.sealed, firmware=disk.firmware[0] if disk.firmware else ""), disk, bench
 
 
 def _told(found: Findings) -> list[str]:

@@ -19,6 +19,7 @@ import typer
 from imagesmith import cli_build as parts
 from imagesmith import terminal
 from imagesmith.cli_build import VarFiles, Vars, usage
+from imagesmith.cli_image import imported
 from imagesmith.errors import GuestFailed, Interrupted
 
 if TYPE_CHECKING:
@@ -126,7 +127,6 @@ def _bytes(word: str) -> int:
 @contextmanager
 def _disk(target: Path, host: Host, overrides: Overrides) -> Iterator[tuple[Node, Disk, Bench]]:
     """What to boot: a recipe's disk as it lies in the store, or an image's, imported."""
-    from imagesmith import api
     from imagesmith.workbench import Bench
 
     if target.suffix in (".yaml", ".yml"):
@@ -142,25 +142,8 @@ def _disk(target: Path, host: Host, overrides: Overrides) -> Iterator[tuple[Node
             bench = Bench(store, host, epoch=planned.facts.epoch, note=_say)
             yield replace(sealed, firmware=planned.recipe.machine.firmware[0]), bench.disk(below), bench
         return
-    from imagesmith.disk.image import import_image
-    from imagesmith.look.contained import opened
-    from imagesmith.look.image import roomy
-    from imagesmith.recipe import name_for, of_image
-
-    if not target.is_file():
-        raise usage(f"{target}: no such recipe or image")
-    with (
-        tempfile.TemporaryDirectory(prefix=".imagesmith-", dir=roomy(target)) as work,
-        tempfile.TemporaryDirectory(prefix="imagesmith-") as folder,
-    ):
-        found = opened(target, Path(work))
-        if found.disk is None:
-            raise usage(f"{target} is a {found.format} of a root file system, not a disk")
-        import_image(found.disk, Path(folder, "disk.qcow2"), host, _say)
-        planned = api.make_plan(of_image(found.disk, name=name_for(target)), outputs=False)
-        bench = Bench(parts.the_store(), host, epoch=planned.facts.epoch, note=_say)
-        disk = bench.disk([Path(folder)])
-        yield replace(planned.sealed, firmware=disk.firmware[0] if disk.firmware else ""), disk, bench
+    with imported(target, host, _say) as found:
+        yield found
 
 
 def _run(guest: BootedGuest, ports: dict[int, int], connect: Callable[[BootedGuest], int]) -> int:

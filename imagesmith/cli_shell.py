@@ -18,6 +18,7 @@ from imagesmith import cli_build as parts
 from imagesmith import cli_complete as complete
 from imagesmith import terminal
 from imagesmith.cli_build import VarFiles, Vars, usage
+from imagesmith.cli_image import imported
 from imagesmith.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _LONG = 7 * 24 * 3600.0
 
 
 def shell(
-    target: Annotated[Path, typer.Argument(help="A recipe, or an image in any format that qemu-img reads.",
+    target: Annotated[Path, typer.Argument(help="A recipe, or an image in any format.",
                                            metavar="RECIPE|IMAGE")],
     command: Annotated[list[str] | None, typer.Argument(help="After --: what to run instead of a shell.",
                                                         metavar="-- COMMAND", show_default=False)] = None,
@@ -182,18 +183,9 @@ def _way(planned: Plan, node: Node, host: Host) -> Node | None:
 @contextmanager
 def _image(path: Path, host: Host, said: Callable[[str], None]) -> Iterator[_Open]:
     """Boot a copy of an image's file."""
-    from imagesmith import api
-    from imagesmith.disk.image import import_image
-    from imagesmith.recipe import of_image
-    from imagesmith.workbench import Bench
-
-    planned, begun = api.make_plan(of_image(path)), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="imagesmith-") as name:
-        folder = Path(name)
-        import_image(path, folder / "disk.qcow2", host, said)
-        bench = Bench(parts.the_store(), host, epoch=planned.facts.epoch, note=said)
-        disk = bench.disk([folder])
-        node = replace(planned.spine[0], firmware=disk.firmware[0])
-        with bench.booted(node, disk, folder / "guest", said) as guest:
+    begun = time.monotonic()
+    with imported(path, host, said) as (found, disk, bench), tempfile.TemporaryDirectory(prefix="imagesmith-") as keep:
+        node = replace(found, firmware=found.firmware or "bios")
+        with bench.booted(node, disk, Path(keep), said) as guest:
             guest.run("true", timeout=_LONG)
             yield _Open(f"a copy of {path}, booted", time.monotonic() - begun, booted=guest)
