@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Mapping
 from typing import Any, get_args
 
+from imagesmith.examples import examples
 from imagesmith.kinds import FAMILIES, Kind, Options, known
-from imagesmith.recipe import ARCHITECTURES, CheckOptions, Common, Login, Machine, StepOptions
+from imagesmith.recipe import ARCHITECTURES, NAME, CheckOptions, Common, Login, Machine, StepOptions
 
 
-def _schema_of(model: type[Options]) -> dict[str, Any]:
-    found: dict[str, Any] = _linked(model.model_json_schema(by_alias=True))
-    found.pop("title", None)
-    found["properties"] = {name: _or_expression(value) for name, value in found.get("properties", {}).items()}
-    return found
+def _schema_of(model: type[Options], place: str) -> dict[str, Any]:
+    """The options of a kind or group; ``place`` (``steps/copy``) finds their examples."""
+    found: dict[str, Any] = _linked(_plain(model.model_json_schema(by_alias=True)))
+    groups = found.pop("$defs", {})
+    properties = {}
+    for name, value in found.get("properties", {}).items():
+        shown = examples(place, name)
+        option = {**_inlined(value, groups), **({"examples": shown} if shown and "examples" not in value else {})}
+        properties[name] = _or_expression(option)
+    return {**found, "properties": properties}
+
+
+def _plain(schema: Any) -> Any:
+    """Without the titles that pydantic makes of names: editors would show them in the place of a meaning."""
+    if isinstance(schema, list):
+        return [_plain(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _plain(item) for key, item in schema.items() if key != "title" or isinstance(item, dict)}
+
+
+def _inlined(schema: Any, groups: Mapping[str, Any]) -> Any:
+    """A group of options is written out where it is referred to, so that kinds' schemas can stand in one."""
+    if isinstance(schema, list):
+        return [_inlined(item, groups) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    if name in groups:
+        return _inlined({**groups[name], **{key: item for key, item in schema.items() if key != "$ref"}}, groups)
+    return {key: _inlined(item, groups) for key, item in schema.items()}
 
 
 def _or_expression(option: dict[str, Any]) -> dict[str, Any]:
     """An option's value may always be an expression in Jinja2, whatever it comes to."""
     if option.get("type") == "string" and not {"pattern", "enum", "const", "minLength"} & set(option):
         return option
-    described: dict[str, Any] = {key: option[key] for key in ("description", "default", "title") if key in option}
+    described: dict[str, Any] = {key: option[key] for key in ("description", "default", "examples") if key in option}
     value = {key: item for key, item in option.items() if key not in described}
     return {**described, "anyOf": [value, {"type": "string", "pattern": "\\{[{%]"}]}
 
@@ -41,12 +69,12 @@ def _doc(kind: type[Kind]) -> str:
 
 
 def _entry(kind: type[Kind], common: type[Common] | None) -> dict[str, Any]:
-    options = _schema_of(kind)
+    options = _schema_of(kind, f"{kind.family}/{kind.name}")
     options["description"] = _doc(kind)
     forms: list[dict[str, Any]] = [options]
     if kind.shorthand:
         short = options.get("properties", {}).get(_alias(kind, kind.shorthand), {})
-        forms.insert(0, {key: value for key, value in short.items() if key not in ("title", "default")})
+        forms.insert(0, {key: value for key, value in short.items() if key != "default"})
     if not kind.model_json_schema().get("required"):
         forms.append({"type": "null"})
     if common is not None and issubclass(common, StepOptions):
@@ -54,9 +82,7 @@ def _entry(kind: type[Kind], common: type[Common] | None) -> dict[str, Any]:
     value = {"description": _doc(kind), **({"anyOf": forms} if len(forms) > 1 else forms[0])}
     properties: dict[str, Any] = {}
     if common is not None:
-        properties = _schema_of(common)["properties"]
-        for name in properties:
-            properties[name] = {"description": properties[name].get("description", "")}
+        properties = _schema_of(common, kind.family)["properties"]
     return {
         "type": "object", "properties": {**properties, kind.name: value}, "required": [kind.name],
         "additionalProperties": False, "description": _doc(kind).split("\n")[0],
@@ -68,10 +94,18 @@ def _alias(kind: type[Kind], option: str) -> str:
     return (field.alias if field is not None else None) or option
 
 
+_FAMILIES = {
+    "steps": "What is done to the system, in this order; each leaves a layer.",
+    "checks": "What must hold in a booted throw-away copy, or there is no image.",
+    "outputs": "The formats that are wanted.",
+}
+
+
 def _list_of(family: str, common: type[Common]) -> dict[str, Any]:
     kinds = known(family)
     names = {"enum": list(kinds), "description": "; ".join(f"{n}: {_doc(k).splitlines()[0]}" for n, k in kinds.items())}
-    return {"type": "array", "items": {"anyOf": [names, *(_entry(kind, common) for kind in kinds.values())]}}
+    entries = [_entry(kind, common) for kind in kinds.values()]
+    return {"type": "array", "description": _FAMILIES[family], "items": {"anyOf": [names, *entries]}}
 
 
 def schema() -> dict[str, Any]:
@@ -84,16 +118,21 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["base"],
         "properties": {
-            "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "description": "Names files and labels."},
-            "version": {**text, "description": "Free text; box versions want digits and dots."},
-            "description": {"type": "string"},
-            "arch": {"enum": list(ARCHITECTURES)},
-            "variables": {"type": "object", "description": "Defaults; {secret: {env|file|command: …}} for secrets."},
-            "machine": {**_schema_of(Machine), "description": inspect.getdoc(Machine)},
-            "login": {**_schema_of(Login), "description": inspect.getdoc(Login)},
+            "name": {"type": "string", "pattern": f"^{NAME.pattern}$", "examples": ["web"],
+                     "description": "Names files and labels; the file's name without its extension by default."},
+            "version": {**text, "description": "Free text; box versions want digits and dots.", "default": "0",
+                        "examples": ["2026.11"]},
+            "description": {"type": "string", "description": "What the image is, for boxes, labels and the manifest.",
+                            "examples": ["A web server"]},
+            "arch": {"enum": list(ARCHITECTURES), "description": "The guest's processor.", "default": "x86_64"},
+            "variables": {"type": "object", "description": "Defaults; {secret: {env|file|command: …}} for secrets.",
+                          "examples": [{"user": "ops", "token": {"secret": {"env": "DEPLOY_TOKEN"}}}]},
+            "machine": {**_schema_of(Machine, "machine"), "description": inspect.getdoc(Machine)},
+            "login": {**_schema_of(Login, "login"), "description": inspect.getdoc(Login)},
             "checkpoints": {"enum": [True, False, "with-secrets"],
                             "description": "Whether running guests' states are kept between online steps."},
-            "base": {"oneOf": [_entry(kind, None) for kind in known("bases").values()]},
+            "base": {"oneOf": [_entry(kind, None) for kind in known("bases").values()],
+                     "description": "Where the disk begins: exactly one."},
             "steps": _list_of("steps", StepOptions),
             "checks": _list_of("checks", CheckOptions),
             "outputs": _list_of("outputs", Common),

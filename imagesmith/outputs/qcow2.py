@@ -23,7 +23,7 @@ class Delta(Options):
     image: RecipeFile = Field(description="The image, relative to the recipe; complete in itself")
     format: Literal["qcow2", "raw"] = Field("qcow2", description="Its format")
     name: str = Field(
-        pattern=f"^{_PART}(/{_PART})*$", max_length=1023,
+        "", pattern=f"^{_PART}(/{_PART})*$", max_length=1023,
         description="What it is called where ours is used, relative to ours; by default, the file's own name",
     )  # fmt: skip
 
