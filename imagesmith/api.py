@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from imagesmith import digests, history, plan, recipe
+from imagesmith import digests, history
+from imagesmith import plan as planning
+from imagesmith import recipe as recipes
 from imagesmith.errors import BuildError, ImagesmithError, Interrupted, RecipeError
 from imagesmith.events import Event, Listener
 from imagesmith.plan import DEFAULT_EPOCH, Facts, Plan
@@ -84,10 +86,10 @@ def load(
     ``variables`` are those that ``--var`` sets, and ``variable_files`` those of ``--var-file``; ``IMAGESMITH_VAR_x``
     counts, too, for less. Raises RecipeError with every complaint.
     """
-    return recipe.load(Path(path), Overrides(files=tuple(map(Path, variable_files)), given=dict(variables or {})))
+    return recipes.load(Path(path), Overrides(files=tuple(map(Path, variable_files)), given=dict(variables or {})))
 
 
-def make_plan(found: Recipe, *, only: Sequence[str] = (), checks: bool = True, outputs: bool = True) -> Plan:
+def make_plan(recipe: Recipe, *, only: Sequence[str] = (), checks: bool = True, outputs: bool = True) -> Plan:
     """Plan a recipe: name the nodes that its result needs. Nothing is downloaded, looked up in the store, or made.
 
     ``only`` names the outputs to make, by kind or label; all of them without it. Raises RecipeError.
@@ -100,11 +102,11 @@ def make_plan(found: Recipe, *, only: Sequence[str] = (), checks: bool = True, o
     digests.remember_in(Store.default_root() / "digests.json")
     facts = Facts(root=os.geteuid() == 0, epoch=int(epoch) if epoch else DEFAULT_EPOCH)
     # Variables that are given are for the recipe that is named, not for its bases.
-    return plan.make_plan(found, facts, recipe.load, only=only, checks=checks, outputs=outputs)
+    return planning.make_plan(recipe, facts, recipes.load, only=only, checks=checks, outputs=outputs)
 
 
 def build(
-    wanted: Plan,
+    plan: Plan,
     output: str | Path = "output",
     *,
     listen: Listener = lambda event: None,
@@ -137,7 +139,7 @@ def build(
     from imagesmith.timeline import Timeline
     from imagesmith.workbench import Bench, keep_small, open_store
 
-    name, host, target = wanted.recipe.name, Host(), Path(output) / wanted.recipe.name
+    name, host, target = plan.recipe.name, Host(), Path(output) / plan.recipe.name
 
     def note(text: str) -> None:
         listen(Event("note", name, data={"text": text}))
@@ -150,38 +152,38 @@ def build(
         timeline(event)
         listen(event)
 
-    hear(Event("plan", name, data={"nodes": [node.name for node in wanted.nodes], "tree": _tree(wanted, store)}))
+    hear(Event("plan", name, data={"nodes": [node.name for node in plan.nodes], "tree": _tree(plan, store)}))
     try:
         with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
-            wrong = lint([node for node in wanted.spine if node.name in fresh or use.find(node.key) is None], host)
+            wrong = lint([node for node in plan.spine if node.name in fresh or use.find(node.key) is None], host)
             if wrong:
                 raise RecipeError(wrong)
-            bench = Bench(store, host, epoch=wanted.facts.epoch, note=note)
-            engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=wanted.facts.epoch,
+            bench = Bench(store, host, epoch=plan.facts.epoch, note=note)
+            engine = Engine(store, host, bench, hear, jobs=jobs or os.cpu_count() or 1, epoch=plan.facts.epoch,
                             ask=lambda recipe, names: secrets.resolve(recipe, host, names), failed=target / "failed",
                             checkpoints=checkpoints, enter=enter, ways=ways)  # fmt: skip
             try:
-                outcome = engine.run(wanted, use, fresh=fresh)
+                outcome = engine.run(plan, use, fresh=fresh)
                 if verify_reproducible:
-                    engine.verify_reproducible(wanted, use, outcome)
+                    engine.verify_reproducible(plan, use, outcome)
             finally:
                 for line in keep_small(store, use):
                     note(line)
             changed = bool(outcome.ran)
             if publish:
-                changed = put(wanted, outcome, target, host, store.root / "locks", timeline)
-                for line in follow_up(wanted, outcome, target, host):
+                changed = put(plan, outcome, target, host, store.root / "locks", timeline)
+                for line in follow_up(plan, outcome, target, host):
                     note(line)
     except BuildError as error:
-        evidence.report_failure(wanted, error, timeline, target / "failed", store.root)
+        evidence.report_failure(plan, error, timeline, target / "failed", store.root)
         raise
     except KeyboardInterrupt:
         host.cancel()
         raise Interrupted("interrupted; what was finished is kept") from None
-    rows = table(wanted, outcome, target) if publish else ()
+    rows = table(plan, outcome, target) if publish else ()
     data = {"ran": len(outcome.ran), "folder": str(target) if publish else "", "changed": changed}
     listen(Event("summary", name, seconds=outcome.seconds, data=data))
-    return Result(target if publish else None, tuple(Artifact(*row) for row in rows), _checks(wanted, outcome),
+    return Result(target if publish else None, tuple(Artifact(*row) for row in rows), _checks(plan, outcome),
                   tuple(outcome.ran), changed, outcome.seconds)  # fmt: skip
 
 
