@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from imagesmith.errors import GuestFailed, ImagesmithError, Interrupted, RecipeError, TimedOut
+from imagesmith.errors import CheckFailed, ImagesmithError, Interrupted, RecipeError
 from imagesmith.failure import cause, headline, told
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def ways(plan: Plan, options: Sequence[str], *, entered: bool) -> Ways:
 
     def found(node: Node, error: ImagesmithError) -> list[str]:
         shell = ["imagesmith", "shell", str(plan.recipe.path), *options]
-        booted = not isinstance(error, GuestFailed | TimedOut)
+        booted = isinstance(error, CheckFailed)
         if not plan.recipe.path.suffix.startswith(".y"):
             return [shlex.join(shell)] if own == ["test"] and node.verb == "check" and booted else []
         lines = []

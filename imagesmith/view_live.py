@@ -106,8 +106,9 @@ class Picture:
         """Take an event."""
         with self._lock:
             written = self._take(event)
-        for line in written:
-            self._console.print(line, overflow="fold")
+        with suppress(OSError):  # the terminal is gone, and the build need not be
+            for line in written:
+                self._console.print(line, overflow="fold")
 
     def _take(self, event: Event) -> list[Text]:
         """Bring the tree up to date; return what is to be written above it."""
