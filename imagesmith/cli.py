@@ -228,10 +228,10 @@ def check_image(
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
-    """Tell what this host can do, what it lacks, and the command that mends it."""
+    """Tell what this host can do, what it lacks, and the command that mends it. Exit code 1: nothing can be built."""
     from imagesmith.workbench import examine
 
-    findings = examine()
+    findings, hopeless = examine()
     if as_json:
         plain = [{"name": f.name, "ok": f.ok, "detail": f.detail, "mend": f.mend} for f in findings]
         print(json.dumps(plain, indent=2))
@@ -240,7 +240,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
             mark = {True: "ok     ", False: "MISSING", None: "note   "}[finding.ok]
             print(f"{mark}  {finding.name}: {finding.detail}" + (f"\n         mend: {finding.mend}" if finding.mend
                                                                  else ""))  # fmt: skip
-    return 0 if all(finding.ok is not False for finding in findings) else 1
+    if hopeless:
+        print(f"imagesmith: nothing can be built here: {hopeless}", file=sys.stderr)
+    return 1 if hopeless else 0
 
 
 @app.command()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import socket
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,8 +22,9 @@ from imagesmith.machine import firmware
 from imagesmith.probe import accelerator, kernels, qemu_version
 
 _GIB = 1 << 30
-_DISK_WANTED, _MEMORY_WANTED = 10 * _GIB, 2 * _GIB
-"""A build of a small image takes 3 to 5 GiB of disk, and its guest 1 GiB of memory."""
+_DISK_WANTED, _DISK_LEAST, _MEMORY_WANTED = 10 * _GIB, _GIB, 2 * _GIB
+"""A build of a small image takes 3 to 5 GiB of disk, and its guest 1 GiB of memory; a bare root file system 1 GiB."""
+_PROC = Path("/proc")
 _SUBIDS_WANTED = 65536  # useradd(8) gives each user as many (SUB_UID_COUNT)
 _INSTALL = ("sudo apt-get install", "sudo dnf install", "sudo pacman -S")  # in the order of host.PACKAGES
 
@@ -35,21 +39,38 @@ class Finding:
     mend: str = ""
 
 
+def hopeless(findings: Sequence[Finding]) -> str:
+    """What is missing, where nothing at all can be built; empty where something can.
+
+    That is: neither a system of packages, nor anything of a disk image that is there.
+    """
+    missing = [finding.name for finding in findings if finding.ok is False]
+    either = [[name for name in missing if name in (*needs, "disk space")] for needs in _VITAL]
+    return ", ".join(dict.fromkeys(name for names in either for name in names)) if all(either) else ""
+
+
+_VITAL = (("mmdebstrap", "user namespaces"), ("qemu-img", "qemu"))
+
+
 def examine(host: Host, cache: Path) -> list[Finding]:
     """Look at everything that building needs. ``cache`` is the store's folder; it need not be there yet."""
     looks: list[tuple[str, Callable[[], Finding]]] = [
+        ("cpu", _cpu),
         ("qemu", lambda: _qemu(host)),
         ("kvm", lambda: _kvm(host, cache)),
         ("firmware bios", lambda: Finding("firmware bios", True, "SeaBIOS comes with QEMU")),
         ("firmware uefi", lambda: _uefi(secure=False)),
         ("firmware uefi-secure", lambda: _uefi(secure=True)),
         *((tool, lambda tool=tool, use=use: _tool(host, tool, use)) for tool, use in _TOOLS),
-        ("swtpm", lambda: _tpm(host)),
+        ("swtpm", lambda: _optional(host, "swtpm", "recipes with 'tpm: true' need it")),
+        ("shellcheck", lambda: _optional(host, "shellcheck", "'imagesmith validate' has it check scripts")),
         ("user namespaces", lambda: _namespaces(host)),
         ("fuse", _fuse),
-        ("guestfs", _guestfs),
+        ("guestfs", lambda: _guestfs(host)),
         ("disk space", lambda: _disk(cache)),
+        ("temporary files", lambda: _temporary(cache)),
         ("memory", _memory),
+        ("network", _network),
         ("apt mirror", _mirror),
     ]
     plugins = [Finding(f"kinds of {package.name}", False, f"are left out: {package.why}",
@@ -102,6 +123,20 @@ def _tool(host: Host, tool: str, use: str) -> Finding:
     return Finding(tool, True, found)
 
 
+def _cpu() -> Finding:
+    text = (_PROC / "cpuinfo").read_text()
+    flags = next((set(words.split()) for words in re.findall(r"^flags\s*:(.*)$", text, re.M)), set[str]())
+    model = next(iter(re.findall(r"^model name\s*: (.*)$", text, re.M)), "processor")
+    can = "VT-x" if "vmx" in flags else "AMD-V" if "svm" in flags else "no virtualisation"
+    machine = platform.machine()
+    detail = f"{machine}, {len(os.sched_getaffinity(0))} times {model}; {can}"
+    if "hypervisor" in flags:
+        detail += "; in a virtual machine"
+    if machine != "x86_64":
+        return Finding("cpu", None, f"{detail}; images are made and tried on x86_64 alone")
+    return Finding("cpu", True, detail)
+
+
 def _qemu(host: Host) -> Finding:
     tool = "qemu-system-x86_64"
     try:
@@ -126,11 +161,11 @@ def _uefi(*, secure: bool) -> Finding:
         return Finding(name, False, error.message, f"{_INSTALL[_distribution()]} {package}")
 
 
-def _tpm(host: Host) -> Finding:
-    found = host.find("swtpm")
+def _optional(host: Host, tool: str, use: str) -> Finding:
+    found = host.find(tool)
     if found is None:
-        return Finding("swtpm", None, "is not installed; recipes with 'tpm: true' need it", _install("swtpm"))
-    return Finding("swtpm", True, found)
+        return Finding(tool, None, f"is not installed; {use}", _install(tool))
+    return Finding(tool, True, found)
 
 
 def _namespaces(host: Host) -> Finding:
@@ -140,7 +175,8 @@ def _namespaces(host: Host) -> Finding:
     except ToolFailed as error:
         if os.geteuid() == 0:
             return Finding(name, None, "none, but root needs none")
-        return Finding(name, False, f"the kernel refuses them: {error.tail}", _allow_namespaces())
+        why, mend = _refused()
+        return Finding(name, False, why or f"the kernel refuses them: {error.tail}", mend)
     if os.geteuid() == 0:
         return Finding(name, True, "there, and root needs no subordinate ids")
     for tool in ("newuidmap", "newgidmap"):
@@ -154,12 +190,17 @@ def _namespaces(host: Host) -> Finding:
     return Finding(name, True, f"there, with subordinate ids for {user}")
 
 
-def _allow_namespaces() -> str:
-    """The command that lifts whichever restriction this kernel has (Debian's old one, or Ubuntu's)."""
-    for setting, value in (("apparmor_restrict_unprivileged_userns", 0), ("unprivileged_userns_clone", 1)):
-        if Path("/proc/sys/kernel", setting).exists():
-            return f"sudo sysctl kernel.{setting}={value}"
-    return "sudo sysctl user.max_user_namespaces=10000"
+def _refused() -> tuple[str, str]:
+    """Which setting keeps users from user namespaces, and the command that lifts it."""
+    for setting, wrong, right, who in (
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0", "AppArmor keeps them from users (Ubuntu)"),
+        ("kernel.unprivileged_userns_clone", "0", "1", "the kernel keeps them from users (Debian)"),
+        ("user.max_user_namespaces", "0", "10000", "the kernel allows none"),
+    ):
+        file = _PROC / "sys" / setting.replace(".", "/")
+        if file.is_file() and file.read_text().strip() == wrong:
+            return f"{who}: {setting} is {wrong}", f"sudo sysctl {setting}={right}"
+    return "", ""
 
 
 def _subordinate(file: Path, user: str) -> int:
@@ -181,33 +222,80 @@ def _fuse() -> Finding:
     return Finding("fuse", True, str(device))
 
 
-def _guestfs() -> Finding:
+def _guestfs(host: Host) -> Finding:
+    """The binding, and what supermin(1) makes the appliance of. It is not started: that takes up to a minute."""
     name, why = "guestfs", "steps on disks of foreign origin need it"
     if importlib.util.find_spec("guestfs") is None:
+        there = next(Path("/usr/lib").glob("python3*/*-packages/guestfs.py"), None)
+        if there is not None and sys.prefix != sys.base_prefix:
+            return Finding(name, None, f"{there} is hidden from this virtual environment; {why}",
+                           f"python3 -m venv --system-site-packages {sys.prefix}")  # fmt: skip
         package = ("python3-guestfs", "python3-libguestfs", "libguestfs")[_distribution()]
         return Finding(name, None, f"the Python binding of libguestfs is not there; {why}",
                        f"{_INSTALL[_distribution()]} {package}")  # fmt: skip
-    if not kernels() and "SUPERMIN_KERNEL" not in os.environ and "LIBGUESTFS_PATH" not in os.environ:
-        return Finding(name, None, f"no kernel in /boot that you may read, so no appliance can be made; {why}",
-                       "sudo chmod +r /boot/vmlinuz-*")  # fmt: skip
-    return Finding(name, True, "the binding is there, and a kernel for its appliance")
+    fixed = [Path(folder) for folder in os.environ.get("LIBGUESTFS_PATH", "").split(":") if folder]
+    if any((folder / "root").is_file() for folder in fixed):  # guestfs(3), "FIXED APPLIANCE"
+        return Finding(name, True, f"the binding is there, and a fixed appliance in {fixed[0]}")
+    if host.find("supermin") is None:
+        return Finding(name, None, f"supermin, which makes its appliance, is not there; {why}", _install("supermin"))
+    kernel = os.environ.get("SUPERMIN_KERNEL", "")
+    if not (os.access(kernel, os.R_OK) if kernel else kernels()):
+        if kernel or any(Path("/boot").glob("vmlinuz-*")):
+            return Finding(name, None, f"no kernel that you may read, so no appliance can be made; {why}",
+                           f"sudo chmod +r {kernel or '/boot/vmlinuz-*'}")  # fmt: skip
+        package = ("linux-image-amd64", "kernel-core", "linux")[_distribution()]
+        return Finding(name, None, f"there is no kernel in /boot, so no appliance can be made; {why}",
+                       f"{_INSTALL[_distribution()]} {package}")  # fmt: skip
+    made = Path(os.environ.get("LIBGUESTFS_CACHEDIR", "/var/tmp"), f".guestfs-{os.geteuid()}", "appliance.d", "root")
+    return Finding(name, True, "the binding is there, and " + ("an appliance that was made already" if made.is_file()
+                   else "a kernel and supermin for an appliance") + "; 'libguestfs-test-tool' starts it")  # fmt: skip
 
 
 def _disk(cache: Path) -> Finding:
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     detail = f"{free / _GIB:.1f} GiB free for {cache}"
+    if free < _DISK_LEAST:
+        return Finding("disk space", False, f"{detail}; that is too little for any image", "imagesmith cache clear")
     if free < _DISK_WANTED:
-        return Finding("disk space", False, f"{detail}; {_DISK_WANTED // _GIB} GiB are wanted", "imagesmith cache gc")
+        return Finding("disk space", None, f"{detail}; {_DISK_WANTED // _GIB} GiB are wanted", "imagesmith cache gc")
     return Finding("disk space", True, detail)
+
+
+def _temporary(cache: Path) -> Finding:
+    """Booted copies of disks and what tools put down in between."""
+    place = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(place).free
+    enough = free >= _DISK_WANTED // 2
+    return Finding("temporary files", enough or None, f"{free / _GIB:.1f} GiB free in {place}"
+                   + ("" if enough else f"; {_DISK_WANTED // 2 // _GIB} GiB are wanted"),
+                   "" if enough else f"export TMPDIR={cache.parent}")  # fmt: skip
 
 
 def _memory() -> Finding:
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     available = int(found[1]) * 1024 if found else 0
     enough = available >= _MEMORY_WANTED
-    return Finding("memory", enough, f"{available / _GIB:.1f} GiB available"
+    return Finding("memory", enough or None, f"{available / _GIB:.1f} GiB available"
                    + ("" if enough else f"; a guest and its tools take {_MEMORY_WANTED // _GIB} GiB"))  # fmt: skip
+
+
+def _network() -> Finding:
+    """A way out of this machine (proc(5): net/route, net/ipv6_route), or a proxy."""
+    proxies = [name for name in ("http_proxy", "https_proxy") if os.environ.get(name)]
+    if proxies:
+        return Finding("network", True, f"through the proxy that {proxies[0]} names")
+    out = [row[0] for row in _rows("route") if row[1] == "00000000"]
+    out += [row[-1] for row in _rows("ipv6_route") if row[0] == "0" * 32 and row[1] == "00" and row[-1] != "lo"]
+    if out:
+        return Finding("network", True, f"a default route through {out[0]}")
+    return Finding("network", None, "no default route: only what this machine has can be built with",
+                   "export http_proxy=http://PROXY:PORT https_proxy=http://PROXY:PORT")  # fmt: skip
+
+
+def _rows(table: str) -> list[list[str]]:
+    file = _PROC / "net" / table
+    return [line.split() for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def _mirror() -> Finding:
@@ -221,7 +309,8 @@ def _mirror() -> Finding:
     try:
         socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), 5).close()
     except OSError as error:
-        return Finding("apt mirror", False, f"{parts.hostname} cannot be reached: {error.strerror or error}")
+        return Finding("apt mirror", False, f"{parts.hostname} cannot be reached: {error.strerror or error}",
+                       "sudo apt-get update")  # fmt: skip
     return Finding("apt mirror", True, f"{parts.hostname} can be reached")
 
 

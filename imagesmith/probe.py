@@ -86,7 +86,7 @@ def _decide(host: Host, cache: Path, arch: Arch, kernels: Sequence[Path]) -> Acc
     if arch != platform.machine():
         return Accelerator("tcg", f"this host is {platform.machine()}, and the guest {arch}")
     if not _KVM.exists():
-        return Accelerator("tcg", f"there is no {_KVM}", "load the module kvm_intel or kvm_amd, where there is one")
+        return _absent(Path("/proc/cpuinfo").read_text())
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return Accelerator("tcg", f"you may not open {_KVM}", 'sudo usermod -aG kvm "$USER" && newgrp kvm')
     if not kernels:
@@ -99,6 +99,19 @@ def _decide(host: Host, cache: Path, arch: Arch, kernels: Sequence[Path]) -> Acc
         verdicts[key] = _try(host, arch, kernels[0])
         _write(cache / _VERDICTS, verdicts)
     return verdicts[key]
+
+
+def _absent(cpuinfo: str) -> Accelerator:
+    """Why there is no ``/dev/kvm``, by the processor's flags (Linux: arch/x86/include/asm/cpufeatures.h)."""
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.M)
+    flags = set(found[1].split()) if found else set()
+    module = "kvm_intel" if "vmx" in flags else "kvm_amd" if "svm" in flags else ""
+    if module:
+        return Accelerator("tcg", f"there is no {_KVM}: its module is not loaded", f"sudo modprobe {module}")
+    why = "the processor has no virtualisation, or its firmware switches it off"
+    if "hypervisor" in flags:
+        why = "this is a virtual machine, and its host does not pass virtualisation on to it"
+    return Accelerator("tcg", f"there is no {_KVM}: {why}")
 
 
 def _key(host: Host, arch: Arch, kernel: Path) -> str:

@@ -90,18 +90,22 @@ def moved(store: Store, host: Host, note: Log) -> Callable[[str, str], bool]:
     return ask
 
 
-def examine() -> list[Finding]:
-    """What this host can do and what it lacks."""
+def examine() -> tuple[list[Finding], str]:
+    """What this host can do and what it lacks; and what is missing where nothing can be built, or an empty text."""
     from imagesmith import doctor
 
-    return doctor.examine(Host(), Store.default_root())
+    found = doctor.examine(Host(), Store.default_root())
+    return found, doctor.hopeless(found)
 
 
 class Bench:
     """Implements engine.Workbench with the real parts; each is imported when it is first needed."""
 
     def __init__(self, store: Store, host: Host, *, epoch: int, note: Log) -> None:
+        from imagesmith.drivers.packed import PackedDisks
+
         self._store, self._host, self._epoch, self._note = store, host, epoch, note
+        self._packed = PackedDisks(host)
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -201,7 +205,7 @@ class Bench:
             with tree.open_root(self._host, mount, epoch=self._epoch, log=log) as root:
                 yield root
         else:
-            from imagesmith.drivers import guestfs, native_disk
+            from imagesmith.drivers import native_disk
 
             with ExitStack() as stack:
                 try:
@@ -209,9 +213,8 @@ class Bench:
                         raise BuildError("the disk is not this host's kernel's to mount")
                     found = stack.enter_context(native_disk.open_files(below, self._host, epoch=self._epoch, log=log))
                 except BuildError as error:
-                    log(f"{error.message}; starting the libguestfs appliance")
-                    opening = guestfs.open_files(self.disk(below), self._host, accelerator=self.accelerator.name)
-                    found = stack.enter_context(opening)
+                    log(error.message)
+                    found = self._packed.files(self.disk(below), accelerator=lambda: self.accelerator.name, log=log)
                 yield found
 
     def inventory(self, node: Node, below: Sequence[Path], into: Path, log: Log) -> None:

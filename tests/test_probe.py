@@ -10,6 +10,7 @@ import pytest
 from imagesmith import doctor, probe
 from imagesmith.errors import RecipeError
 from imagesmith.host import Host
+from tests.conftest import Command
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_guests_of_another_architecture_run_under_tcg(tmp_path: Path, monkeypatc
 
 def test_doctor_looks_at_everything_and_says_how_to_mend_what_is_missing(tmp_path: Path) -> None:
     findings = {finding.name: finding for finding in doctor.examine(Host(), tmp_path / "not" / "yet")}
-    assert findings.keys() >= {"qemu", "qemu-img", "kvm", "firmware uefi", "user namespaces", "mmdebstrap", "guestfs",
+    assert findings.keys() >= {"cpu", "network", "temporary files", "shellcheck", "qemu", "qemu-img", "kvm", "firmware uefi", "user namespaces", "mmdebstrap", "guestfs",
                                "fuse", "disk space", "memory", "apt mirror"}  # fmt: skip
     assert findings["qemu"].ok
     assert all(finding.detail for finding in findings.values())
@@ -82,3 +83,64 @@ def test_doctor_names_the_package_of_a_missing_tool(tmp_path: Path, monkeypatch:
     assert "mmdebstrap" in findings["mmdebstrap"].mend
     assert findings["qemu"].ok is False
     assert findings["qemu"].mend
+
+
+@pytest.mark.parametrize(("setting", "value", "mend"), [
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+    ("kernel/unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
+    ("user/max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=10000"),
+])  # fmt: skip
+def test_doctor_names_the_setting_that_keeps_users_from_namespaces(
+    setting: str, value: str, mend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_PROC", tmp_path)
+    for other in ("kernel/apparmor_restrict_unprivileged_userns", "user/max_user_namespaces"):
+        (tmp_path / "sys" / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / other).write_text("0\n" if "apparmor" in other else "9999\n")
+    (tmp_path / "sys" / setting).write_text(f"{value}\n")
+    why, command = doctor._refused()
+    assert setting.replace("/", ".") in why
+    assert command == mend
+
+
+@pytest.mark.parametrize(("flags", "why", "mend"), [
+    ("fpu vmx", "its module is not loaded", "sudo modprobe kvm_intel"),
+    ("fpu svm hypervisor", "its module is not loaded", "sudo modprobe kvm_amd"),
+    ("fpu hypervisor", "its host does not pass virtualisation on", ""),
+    ("fpu", "its firmware switches it off", ""),
+])  # fmt: skip
+def test_the_reason_for_the_lack_of_kvm_comes_from_the_processors_flags(flags: str, why: str, mend: str) -> None:
+    found = probe._absent(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert why in found.reason
+    assert found.mend == mend
+
+
+def test_doctor_tells_a_machine_without_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor, "_PROC", tmp_path)
+    (tmp_path / "net").mkdir()
+    head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+    (tmp_path / "net" / "route").write_text(f"{head}eth0 000200C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n")
+    assert doctor._network().ok is None
+    (tmp_path / "net" / "route").write_text(f"{head}eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\n")
+    assert doctor._network().ok
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert "https_proxy" in doctor._network().detail
+
+
+def test_doctor_fails_only_where_nothing_can_be_built(command: Command, tmp_path: Path) -> None:
+    tcg = {"IMAGESMITH_ACCEL": "tcg"}
+    assert json.loads(command("doctor", "--json", env=tcg).out)
+    ran = command("doctor", env={**tcg, "PATH": str(tmp_path)}, expect=1)
+    assert "MISSING  mmdebstrap" in ran.out
+    assert "mend: sudo apt-get install mmdebstrap" in ran.out
+    assert "nothing can be built here: mmdebstrap" in ran.err
+
+
+def test_one_way_of_building_is_enough() -> None:
+    missing = doctor.Finding("mmdebstrap", False, "is not installed")
+    assert not doctor.hopeless([missing])
+    assert not doctor.hopeless([doctor.Finding("zstd", False, ""), doctor.Finding("qemu", False, "")])
+    assert doctor.hopeless([missing, doctor.Finding("qemu", False, "")]) == "mmdebstrap, qemu"
+    assert doctor.hopeless([doctor.Finding("disk space", False, "")]) == "disk space"
