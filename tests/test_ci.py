@@ -84,8 +84,8 @@ def published(runner: Runner) -> set[str]:
 
 
 def test_github_builds_and_finds_the_store_again(runner: Runner) -> None:
-    steps = [(name, run) for name, run in steps_of_github() if name not in ("Install imagesmith",
-                                                                            "Let this user open KVM")]  # fmt: skip
+    of_the_machine = ("Install imagesmith", "Let this user open KVM and make user namespaces")
+    steps = [(name, run) for name, run in steps_of_github() if name not in of_the_machine]
     assert len(steps) == 6
     said = runner(steps, REFRESH="")
     assert "recipes/tiny.yaml: fine" in said["Validate"]
