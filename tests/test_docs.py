@@ -72,6 +72,20 @@ def test_every_command_and_option_in_the_docs_is_there(page: Path) -> None:
                 assert option is None or option[1] in options, f"{option and option[1]}: {line}"
 
 
+def test_the_commands_reference_names_every_command_and_option() -> None:
+    text = (ROOT / "docs" / "reference" / "command.md").read_text()
+    top: Any = typer.main.get_command(cli.app)
+    missing = []
+    for command in top.commands.values():
+        section = re.search(rf"^## imagesmith {command.name}\b.*?(?=^## )", text, re.M | re.S)
+        missing += [command.name] if section is None else []
+        for one in (command, *getattr(command, "commands", {}).values()):
+            options = {max(param.opts, key=len) for param in one.params if not getattr(param, "hidden", False)}
+            missing += [f"{one.name} {option}" for option in sorted(options)
+                        if option.startswith("--") and section is not None and option not in section[0]]  # fmt: skip
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_test_and_module_that_is_named_is_there(page: Path) -> None:
     defined = {found for file in (ROOT / "tests").glob("test_*.py")
