@@ -52,6 +52,12 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, link
 
 
+def test_the_index_leads_to_every_page() -> None:
+    docs = ROOT / "docs"
+    links = set(re.findall(r"\]\(([^)#\s]+)", (docs / "README.md").read_text()))
+    assert {str(page.relative_to(docs)) for page in PAGES if docs in page.parents} - links == {"README.md"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_command_and_option_in_the_docs_is_there(page: Path) -> None:
     top: Any = typer.main.get_command(cli.app)
