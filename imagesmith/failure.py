@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 from imagesmith.errors import ImagesmithError, RecipeError
 from imagesmith.view_words import clean
@@ -31,7 +32,7 @@ def headline(error: ImagesmithError) -> str:
 def cause(error: ImagesmithError) -> list[str]:
     """What showed it: the last words of the program, the installer, the guest's console."""
     said = error.message.splitlines()[1:] or list(error.last)
-    found = [clean(line).rstrip() for line in said]
+    found = dedent("\n".join(clean(line).rstrip() for line in said)).splitlines()
     while found and not found[-1]:
         found.pop()
     return found[-_MOST:]

@@ -11,6 +11,7 @@ import pyte
 import pytest
 
 from imagesmith import view_words
+from imagesmith.advice import advice
 from imagesmith.errors import BuildError, CheckFailed, Complaint, GuestFailed, RecipeError, StepFailed
 from imagesmith.events import Event, Progress
 from imagesmith.failure import told
@@ -293,3 +294,21 @@ def test_a_failure_says_its_cause_first_then_where_and_what_to_try() -> None:
     place = Complaint(Path("web.yaml"), 3, 5, "steps[0]", "unknown step 'x'")
     assert told(RecipeError([place])) == ["imagesmith: web.yaml:3:5: steps[0]: unknown step 'x'"]
     assert os.linesep not in "".join(told(error))
+
+
+@pytest.mark.parametrize(("said", "hint"), [
+    ("Reading state information...\nE: Unable to locate package nginx-lihgt", "is the package called so"),
+    ("Failed to start x.service: Failed to connect to bus: No such file or directory", "'via: ssh' at the step"),
+    ("sh: 3: jq: not found", "install the package that has it"),
+    ("bash: line 1: jq: command not found", "install the package that has it"),
+    ("curl: (60) SSL certificate problem: unable to get local issuer certificate", "ca-certificates"),
+    ("Err:1 http://mirror bookworm InRelease\n  Temporary failure resolving 'mirror'", "'retries: 2'"),
+    ("tar: /srv/x: Cannot write: No space left on device", "a larger 'disk'"),
+    ("E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 412", "cloud-init status --wait"),
+    ("W: GPG error: http://mirror InRelease: NO_PUBKEY 0123", "the repository's key"),
+    ("assertion failed", ""),
+    ("cp: cannot stat '/etc/nothere': No such file or directory", ""),
+])  # fmt: skip
+def test_what_to_try_is_known_by_what_programs_say(said: str, hint: str) -> None:
+    assert hint in advice(said)
+    assert bool(advice(said)) == bool(hint)
