@@ -87,8 +87,8 @@ def _told(found: Difference, images: tuple[int, int], most: int | None) -> Itera
     if all(images):
         yield _size("image", *images)
     if found.unsure:
-        yield (f"note: {found.unsure} files that not everybody may read were compared by size, mode and owner alone; "
-               "compare the images themselves to be sure")  # fmt: skip
+        files = f"{found.unsure} file{'s' if found.unsure > 1 else ''} that not everybody may read"
+        yield f"note: compared by size, mode and owner alone: {files}; compare the images themselves to be sure"
     yield from (f"note: {note}" for note in dict.fromkeys(found.notes))
 
 

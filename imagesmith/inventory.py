@@ -39,7 +39,7 @@ class Inventory:
     """For people: ``Debian GNU/Linux 12 (bookworm)``."""
     init: str = ""
     hostname: str = ""
-    kernels: Sequence[str] = ()
+    kernels: Sequence[str] = field(default_factory=list)
     """The newest first."""
     package_format: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Inventory:
     """Name -> id and members, in words."""
     files: Mapping[str, File] = field(default_factory=dict)
     """Absolute path -> what is there; sorted."""
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = field(default_factory=list)
 
     @property
     def size(self) -> int:

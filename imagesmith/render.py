@@ -163,14 +163,20 @@ def _no_secret(value: object) -> str:
 def page(name: str, variables: Mapping[str, object]) -> str:
     """Render one of our own HTML pages. What ``variables`` hold is text, and is escaped, but for what is called style.
 
-    Text that is no UTF-8 (names of files) is shown as far as it is.
+    Control characters, and names of files that are no UTF-8, are shown as far as they can be.
     """
+
+    def visible(value: object) -> object:
+        if not isinstance(value, str) or hasattr(value, "__html__"):
+            return value
+        return re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", value)
+
     loader = jinja2.FileSystemLoader(own_template(name).parent)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=loader,
+        finalize=visible,
     )  # fmt: skip
-    text = environment.get_template(Path(name).name).render(variables)
-    return text.encode("utf-8", "replace").decode()
+    return environment.get_template(Path(name).name).render(variables)
 
 
 def own_template(name: str) -> Path:

@@ -35,7 +35,7 @@ def test_a_tree_stays_a_tree_until_a_disk_is_needed(tmp_path: Path) -> None:
     found = plan(tmp_path, HEAD + "steps: [{shell: 'true'}]\n")
     assert [(n.verb, n.gives, n.driver) for n in found.nodes] == [
         ("base", "tree", ""), ("step", "tree", "native"), ("step", "tree", "native"), ("assemble", "disk", ""),
-        ("output", "files", ""), ("output", "files", ""), ("check", "record", ""),
+        ("output", "files", ""), ("output", "files", ""), ("check", "record", ""), ("inventory", "record", ""),
     ]  # fmt: skip
     qcow2, oci = found.outputs
     assert qcow2.below is found.sealed

@@ -84,6 +84,7 @@ def test_a_step_that_fails_shows_its_last_lines_and_costs_nothing_before_it(quic
         "  | the reason is this",
         f"  at: {recipe}:6 (step 2 of 3)",
         f"  kept: {kept} (the log)",
+        f"  kept: {kept.with_name('report.html')} (all of it, as a page)",
         f"  shell: imagesmith build {recipe} --output {quick.output} --on-error shell",
         f"  shell: imagesmith shell {recipe} --after 1",
     ]
@@ -150,7 +151,7 @@ def test_two_builds_at_once_do_each_node_once(quick: Command, tmp_path: Path) ->
         done += [e["node"] for e in map(json.loads, err.splitlines()) if e["event"] == "node-done"]
     base = [node for node in done if node.startswith("base ")]
     assert len(base) <= 1  # an earlier test may have made it
-    assert sorted(done) == ["1 slow", "2 last", "3 cleanup", *base, "output oci"]
+    assert sorted(done) == ["1 slow", "2 last", "3 cleanup", *base, "output oci", "take the inventory"]
     assert [path.name for path in quick.output.iterdir()] == ["small"]
     folder = quick.output / "small"
     assert (folder / "manifest.json").exists()
