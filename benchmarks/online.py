@@ -6,8 +6,10 @@ all five. Packer's users begin with the ISO instead, so the second figure adds a
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +21,7 @@ from benchmarks.provision import peer_base
 
 TARGET, TARGET_ISO = 10, 50
 FIGURE = "last of five online steps changed, to compressed qcow2"
+LAST = "{name: last, shell: 'echo {{ word }} > /root/last', via: ssh}"
 COMMANDS = [f"echo step {number} > /root/step{number}" for number in range(1, 5)]
 
 
@@ -31,11 +34,16 @@ def run(site: Site) -> list[Row]:
     ours = [_again(site, recipe) for _ in range(site.most)]
     awake = [_told(build, "going on from the checkpoint after") for build in ours]
     kept = [_told(build, "checkpoint:") for build in ours]
+    entered = [_connected(_over_ssh(site, base)) for _ in range(site.most)]
+    booted = _connected(first)
     rows = [
         Row(f"{FIGURE} ({len(ours)} runs)", seconds([build.run.seconds for build in ours])),
         *(Row(f"  of that: {name}", seconds([build.nodes[name] for build in ours])) for name in ours[0].nodes),
         Row("  the guest awake and entered", seconds(awake),
-            f"booted and entered {_told(first, 'connected after'):.1f} s", target="< 8 s", reached=median(awake) < 8),
+            f"booted and entered {booted:.1f} s"),
+        Row(f"  from the checkpoint to a working SSH connection, 1 GiB ({len(entered)} runs)", seconds(entered),
+            f"from power-on {booted:.1f} s", f"{booted / median(entered):.0f} times sooner", "< 8 s",
+            median(entered) < 8),
         Row("  a step's checkpoint", seconds(kept), target="<= 3 s", reached=median(kept) <= 3),
     ]  # fmt: skip
     if shutil.which("packer") is None:
@@ -65,12 +73,18 @@ def run(site: Site) -> list[Row]:
     ]  # fmt: skip
 
 
-def _recipe(site: Site, base: Path) -> Path:
+def _over_ssh(site: Site, base: Path) -> Build:
+    """The last step is a file too large for the shell that waits in the guest: it goes over SSH."""
+    (site.folder / "large").write_bytes(os.urandom(2 << 20))
+    return _again(site, _recipe(site, base, "online-large", "{copy: {from: large, to: /root/}, via: ssh}"))
+
+
+def _recipe(site: Site, base: Path, name: str = "online", last: str = LAST) -> Path:
     steps = "".join(f"  - {{shell: '{command}', via: ssh}}\n" for command in COMMANDS)
-    path = site.folder / "online.yaml"
+    path = site.folder / f"{name}.yaml"
     path.write_text(
-        f"name: online\n{MACHINE}variables: {{word: first}}\nbase: {{disk: {{path: {base}, trusted: true}}}}\n"
-        f"steps:\n{steps}  - {{name: last, shell: 'echo {{{{ word }}}} > /root/last', via: ssh}}\noutputs: [qcow2]\n"
+        f"name: {name}\n{MACHINE}variables: {{word: first}}\nbase: {{disk: {{path: {base}, trusted: true}}}}\n"
+        f"steps:\n{steps}  - {last}\noutputs: [qcow2]\n"
     )
     return path
 
@@ -86,6 +100,14 @@ def _again(site: Site, recipe: Path) -> Build:
     site.say("online: " + ", ".join(f"{name} {taken:.2f}" for name, taken in build.nodes.items())
              + f"; whole {build.run.seconds:.2f}")  # fmt: skip
     return build
+
+
+def _connected(build: Build) -> float:
+    """Seconds from the start of the node in which the guest was started, or woken, until SSH was connected."""
+    told = [event for event in build.events if str(event.get("line")).startswith("connected after")]
+    [begun] = [event for event in build.events if event["event"] == "node-start" and event["node"] == told[0]["node"]]
+    start, end = (datetime.fromisoformat(event["time"]) for event in (begun, told[0]))
+    return (end - start).total_seconds()
 
 
 def _told(build: Build, words: str) -> float:

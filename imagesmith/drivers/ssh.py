@@ -138,7 +138,7 @@ class SshSession:
             firmwares.keep(running.variables, self._driver.firmware, into)
         if running.tpm is not None:
             running.tpm.keep(into)
-        if keeper is not None and not keeper.keep(into, log):
+        if keeper is not None and not keeper.keep(self._below, into, log):
             self.close()  # the layer is complete; the guest may be in any state, so the next step boots
 
     def _open(self, into: Path, log: Log) -> _Running:
@@ -193,7 +193,7 @@ class SshSession:
             memory = memories.make(-(-driver.memory // _MIB) * _MIB)
             self._stack.callback(os.close, memory)
         if going_on:
-            waking = Waking(self._below[-1], memory, host)
+            waking = Waking(self._below, memory, host)
             self._stack.callback(waking.close)
         credentials, public_key = self._enable_login(file, folder, log, running=going_on)
         files = layer_files([*self._below, file.parent])

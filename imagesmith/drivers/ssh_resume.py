@@ -15,16 +15,19 @@ import shlex
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from imagesmith.disk.attach import LAYER_FILE, layer_files
 from imagesmith.drivers.ssh_guest import SshGuest
 from imagesmith.errors import BuildError, GuestFailed, ImagesmithError
 from imagesmith.host import Host
 from imagesmith.interfaces import Log
 from imagesmith.machine import checkpoint
 from imagesmith.machine.arguments import CONTROL_PORT, MachineSpec
+from imagesmith.machine.blocks import Blocks
 from imagesmith.machine.memory import unpack
 from imagesmith.machine.shell import AGENT, Shell
 from imagesmith.machine.ssh_wire import THAW
@@ -67,6 +70,7 @@ class Keeper:
         self._entered, self._refused = guest.entered if listening else -1, -1
         """Which of the guest's entrances the listening shell was started at, or could not be started at."""
         self._packing: threading.Thread | None = None
+        self._blocks = Blocks()
 
     def prepare(self, log: Log) -> bool:
         """See to it that a state could be entered again; False where that cannot be. The guest runs."""
@@ -94,9 +98,10 @@ class Keeper:
         self._entered, self._guest.listener = self._guest.entered, shell
         return True
 
-    def keep(self, into: Path, log: Log) -> bool:
+    def keep(self, below: Sequence[Path], into: Path, log: Log) -> bool:
         """Begin to keep the state beside the layer in ``into``; the guest is stopped, its file systems are held still.
 
+        ``below`` are the folders of the layers below, which stay where they are.
         ``finish`` must be called before the guest goes on; it may end at any time. False where it failed: the layer is
         a good one all the same, but the guest is not to be used any more.
         """
@@ -108,16 +113,26 @@ class Keeper:
             log(f"no checkpoint is made: {str(error).splitlines()[0]}")
             return False
         # The layer will be finished, and be called something else, before all is written.
-        folder = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._packing = threading.Thread(target=self._write, args=(state, fits, folder, begun, log), name="checkpoint")
+        layer = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = Path(f"/proc/self/fd/{layer}")
+        disk = [*layer_files([*below, into])[:-1], folder / LAYER_FILE]
+
+        def write() -> None:
+            try:
+                self._write(state, fits, folder / FOLDER, disk, begun, log)
+            finally:
+                os.close(layer)
+
+        self._packing = threading.Thread(target=write, name="checkpoint")
         self._packing.start()
         return True
 
-    def _write(self, state: checkpoint.State, fits: str, layer: int, begun: float, log: Log) -> None:
-        folder = Path(f"/proc/self/fd/{layer}", FOLDER)
+    def _write(
+        self, state: checkpoint.State, fits: str, folder: Path, disk: Sequence[Path], begun: float, log: Log
+    ) -> None:
         try:
             folder.mkdir(mode=0o700)
-            state.write(folder)
+            state.write(folder, disk, self._blocks)
             (folder / "fits").write_text(fits)
             sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
             (folder / _SUMS).write_text(sums)
@@ -126,8 +141,6 @@ class Keeper:
         except (ImagesmithError, OSError) as error:
             log(f"no checkpoint is made: {str(error).partition(chr(10))[0]}")
             shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(layer)
 
     def finish(self) -> None:
         """Wait until the state is kept, or could not be."""
@@ -154,15 +167,17 @@ def _sha256(path: Path) -> str:
 
 
 class Waking:
-    """A state beside ``layer`` whose memory is being unpacked while its machine starts."""
+    """A state beside a layer, whose memory is being unpacked while its machine starts."""
 
-    def __init__(self, layer: Path, memory: int, host: Host) -> None:
-        """``memory`` is the machine's, empty."""
-        self._folder, self._host = layer / FOLDER, host
+    def __init__(self, below: Sequence[Path], memory: int, host: Host) -> None:
+        """``below`` are the folders of a disk's layers, the state is beside the last; ``memory`` is empty."""
+        self._folder, self._host = below[-1] / FOLDER, host
         self._begun = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="waking")
         self._over = threading.Event()
-        self._unpacked = self._pool.submit(unpack, self._folder, memory, lambda: host.cancelled or self._over.is_set())
+        self._unpacked = self._pool.submit(
+            unpack, self._folder, memory, lambda: host.cancelled or self._over.is_set(), disk=layer_files(below)
+        )
 
     def close(self) -> None:
         """Wait until nothing is unpacked any more."""

@@ -56,7 +56,8 @@ class MachineSpec:
     memory: int = 512 * _MIB
     """Bytes."""
     memory_file: bool = False
-    """Whether its memory is a file of ours (Machine.memory), so that its state can be kept without copying it."""
+    """Whether its memory is a file of ours (Machine.memory), so that its state can be kept without copying it. What the
+    guest frees becomes a hole of it within seconds, where the guest has a driver for that."""
     firmware: Firmware = Firmware()
     drives: tuple[Drive, ...] = ()
     cdroms: tuple[Path, ...] = ()
@@ -145,6 +146,10 @@ def arguments(spec: MachineSpec, wires: Wires) -> list[str]:
         found += ["-device", f"{'tpm-crb' if spec.arch == 'x86_64' else 'tpm-tis-device'},tpmdev=tpm0"]
     if spec.generation and spec.arch == "x86_64":
         found += ["-device", "vmgenid,guid=auto"]
+    if spec.memory_file:
+        # The guest tells which pages are free (virtio 1.2, "Traditional Memory Balloon Device", "Free Page Reporting"),
+        # and QEMU makes holes of them. It comes last: the others keep their addresses, and the network card its name.
+        found += ["-device", "virtio-balloon-pci,free-page-reporting=on"]
     if spec.incoming:
         found += ["-incoming", "defer"]
     if spec.kernel is not None:

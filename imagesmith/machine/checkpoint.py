@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from imagesmith.errors import GuestFailed, Interrupted, ToolFailed
 from imagesmith.host import Host
 from imagesmith.machine import memory
 from imagesmith.machine.arguments import MachineSpec, Wires, arguments
+from imagesmith.machine.blocks import Blocks
 from imagesmith.machine.qemu import Machine
 
 _SECONDS = 600.0
@@ -71,11 +73,15 @@ class State:
             os.close(stream)
         self._memory = os.dup(machine.memory)
 
-    def write(self, folder: Path) -> None:
-        """Write it into files of ``folder``, and let go of the memory. Raises OSError, Interrupted."""
+    def write(self, folder: Path, disk: Sequence[Path] = (), blocks: Blocks | None = None) -> None:
+        """Write it into files of ``folder``, and let go of the memory.
+
+        What is in ``disk`` as well, the files that the guest's disk consists of, is not written (memory.pack). Raises
+        OSError, Interrupted.
+        """
         try:
             memory.write(folder / _DEVICES, self._devices)
-            memory.pack(self._memory, folder, lambda: self._host.cancelled)
+            memory.pack(self._memory, folder, lambda: self._host.cancelled, disk=disk, blocks=blocks)
         finally:
             os.close(self._memory)
 

@@ -2,7 +2,8 @@
 
 A packed memory is a sequence of zstd frames (RFC 8878), each with a checksum of its contents; an index tells which
 parts of the memory each one holds. Parts that the guest never touched, or gave back, are holes of the file (lseek(2),
-SEEK_DATA) and are in none.
+SEEK_DATA) and are in none; nor are pages of zeros, nor pages that the guest's disk has as well, of which the index
+tells where they are.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import zstandard
 
 from imagesmith.errors import GuestFailed, Interrupted
+from imagesmith.machine.blocks import PAGE, Blocks, marks
 
 _T = TypeVar("_T")
 _LEVEL = 1
@@ -25,10 +29,24 @@ _LEVEL = 1
 0.6 s, level -5 adds 26 and takes 0.3 s."""
 _FRAME = 2 << 20
 _MOST = 1 << 30
-_FRAMES, _INDEX = "memory.zst", "memory.json"
+_FRAMES, _INDEX = "memory.zst", "index.zst"
+_ZEROS = bytes(PAGE)
+_MANY = 1 << 16
+"""Pages: what is known of each takes 300 bytes while they are looked for."""
+_ALIKE = 8
+"""So many pages of one mark are looked for: one that is there more often is packed well anyway."""
 
 Extents = list[tuple[int, int]]
 """Where parts of a memory begin, and their lengths, in bytes."""
+
+
+class Run(NamedTuple):
+    """Pages that are in a file as well: its number, the place in it, the place in the memory, their length."""
+
+    file: int
+    at: int
+    start: int
+    length: int
 
 
 def make(size: int) -> int:
@@ -38,10 +56,12 @@ def make(size: int) -> int:
     return memory
 
 
-def pack(memory: int, folder: Path, cancelled: Callable[[], bool]) -> None:
+def pack(memory: int, folder: Path, cancelled: Callable[[], bool], *, blocks: Blocks | None = None,
+         disk: Sequence[Path] = ()) -> None:  # fmt: skip
     """Write a memory that nobody changes meanwhile into two new files of ``folder``, with mode 0600.
 
-    Raises OSError, Interrupted.
+    Pages that are in the files of ``disk`` as well are not written; ``unpack`` must be given the same files, and
+    ``blocks`` knows of them what was found out before. Raises OSError, Interrupted.
     """
     index: list[tuple[int, int, Extents]] = []
     end, turn = 0, threading.Lock()
@@ -57,54 +77,72 @@ def pack(memory: int, folder: Path, cancelled: Callable[[], bool]) -> None:
             index.append((place, len(frame), extents))
         os.pwrite(packed, frame, place)
 
+    known = blocks or Blocks()
+    same: list[tuple[int, list[Run]]] = []
+
+    def frames() -> Iterator[Extents]:
+        for pages, wanted in _look(memory, cancelled):
+            there = known.find(disk, wanted, lambda page: os.pread(memory, PAGE, page))
+            same.extend((_sum(memory, runs), runs) for runs in _runs(there))
+            yield from _frames(page for page in pages if page not in there)
+
     packed = os.open(folder / _FRAMES, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        _each(one, _frames(memory))
+        _each(one, frames())
     finally:
         os.close(packed)
-    text = json.dumps({"size": os.fstat(memory).st_size, "frames": sorted(index)}, separators=(",", ":"))
-    with os.fdopen(os.open(folder / _INDEX, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)
+    found = {"size": os.fstat(memory).st_size, "frames": sorted(index), "disk": same}
+    write(folder / _INDEX, json.dumps(found, separators=(",", ":")).encode())
 
 
-def unpack(folder: Path, memory: int, cancelled: Callable[[], bool]) -> None:
-    """Fill an empty memory with what ``pack`` wrote into ``folder``.
+def unpack(folder: Path, memory: int, cancelled: Callable[[], bool], *, disk: Sequence[Path] = ()) -> None:
+    """Fill an empty memory with what ``pack`` wrote into ``folder``, and what it left in the files of ``disk``.
 
-    Raises GuestFailed where that is damaged or of another size, OSError, Interrupted.
+    Raises GuestFailed where either is damaged or of another size, OSError, Interrupted.
     """
     try:
-        index = json.loads((folder / _INDEX).read_bytes())
+        index = json.loads(read(folder / _INDEX))
         frames = [(int(place), int(length), [(int(a), int(b)) for a, b in extents])
                   for place, length, extents in index["frames"]]  # fmt: skip
+        there = [(int(total), [Run(*map(int, run)) for run in runs]) for total, runs in index["disk"]]
         size = int(index["size"])
     except (ValueError, KeyError, TypeError):
         raise GuestFailed("the state is damaged") from None
     if size != os.fstat(memory).st_size:
         raise GuestFailed("the state is of a guest with another memory")
 
-    def one(frame: tuple[int, int, Extents]) -> None:
+    def check(good: bool) -> None:
         if cancelled():
             raise Interrupted()
-        place, length, extents = frame
-        whole = sum(part for _, part in extents)
-        if any(start < 0 or part < 0 or start + part > size for start, part in extents):
+        if not good:
             raise GuestFailed("the state is damaged")
+
+    def one(frame: tuple[int, int, Extents]) -> None:
+        place, length, extents = frame
+        check(all(start >= 0 and part >= 0 and start + part <= size for start, part in extents))
+        whole = sum(part for _, part in extents)
         try:
             data = zstandard.ZstdDecompressor().decompress(os.pread(packed, length, place), max_output_size=whole)
         except zstandard.ZstdError:
             raise GuestFailed("the state is damaged") from None
-        if len(data) != whole:
-            raise GuestFailed("the state is damaged")
+        check(len(data) == whole)
         view = memoryview(data)
         for start, part in extents:
             os.pwrite(memory, view[:part], start)
             view = view[part:]
 
-    packed = os.open(folder / _FRAMES, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    def copy(group: tuple[int, list[Run]]) -> None:
+        total, runs = group
+        check(all(0 <= run.file < len(files) and run.start >= 0 and run.start + run.length <= size for run in runs))
+        for run in runs:
+            os.pwrite(memory, os.pread(files[run.file], run.length, run.at), run.start)
+        check(_sum(memory, runs) == total)
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb", buffering=0)).fileno() for path in (folder / _FRAMES, *disk)]
+        packed = files.pop(0)
         _each(one, frames)
-    finally:
-        os.close(packed)
+        _each(copy, there)
 
 
 def write(file: Path, data: bytes) -> None:
@@ -134,21 +172,67 @@ def _each(work: Callable[[_T], None], items: Iterable[_T]) -> None:
             raise
 
 
-def _frames(memory: int) -> Iterator[Extents]:
-    """What of a memory is there, in pieces of about one frame."""
+def _look(memory: int, cancelled: Callable[[], bool]) -> Iterator[tuple[list[int], dict[int, list[int]]]]:
+    """The places of a memory's pages that are not all zeros, so many at a time, and the same by their marks."""
+    pages: list[int] = []
+    wanted: dict[int, list[int]] = {}
+    for start, end in _data(memory):
+        for at in range(start, end, _FRAME):
+            if cancelled():
+                raise Interrupted()
+            data = os.pread(memory, min(_FRAME, end - at), at)
+            for page, mark in zip(range(at, at + len(data), PAGE), marks(data), strict=True):
+                if mark or data[page - at : page - at + PAGE] != _ZEROS:
+                    pages.append(page)
+                    alike = wanted.setdefault(mark, [])
+                    if len(alike) < _ALIKE:
+                        alike.append(page)
+            if len(pages) >= _MANY:
+                yield pages, wanted
+                pages, wanted = [], {}
+    yield pages, wanted
+
+
+def _frames(pages: Iterable[int]) -> Iterator[Extents]:
+    """Pages, the first one first, in pieces of one frame."""
     found: Extents = []
     filled = 0
-    for start, end in _data(memory):
-        at = start
-        while at < end:
-            part = min(end - at, _FRAME - filled)
-            found.append((at, part))
-            at, filled = at + part, filled + part
-            if filled == _FRAME:
-                yield found
-                found, filled = [], 0
+    for page in pages:
+        if found and sum(found[-1]) == page:
+            found[-1] = found[-1][0], found[-1][1] + PAGE
+        else:
+            found.append((page, PAGE))
+        filled += PAGE
+        if filled == _FRAME:
+            yield found
+            found, filled = [], 0
     if found:
         yield found
+
+
+def _runs(there: Mapping[int, tuple[int, int]]) -> Iterator[list[Run]]:
+    """Pages that are on the disk, in pieces of about one frame."""
+    found: list[Run] = []
+    filled = 0
+    for page, (file, at) in sorted(there.items()):
+        last = found[-1] if found else Run(-1, 0, 0, 0)
+        if (last.file, last.at + last.length, last.start + last.length) == (file, at, page):
+            found[-1] = last._replace(length=last.length + PAGE)
+        else:
+            found.append(Run(file, at, page, PAGE))
+        filled += PAGE
+        if filled == _FRAME:
+            yield found
+            found, filled = [], 0
+    if found:
+        yield found
+
+
+def _sum(memory: int, runs: Iterable[Run]) -> int:
+    total = 0
+    for run in runs:
+        total = zlib.crc32(os.pread(memory, run.length, run.start), total)
+    return total
 
 
 def _data(memory: int) -> Iterator[tuple[int, int]]:
