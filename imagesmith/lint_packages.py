@@ -23,11 +23,17 @@ _BRINGS = re.compile(r"\bapt\b|\bdpkg\b|sources\.list")
 
 @dataclass(frozen=True)
 class _Suite:
-    """A bootstrapped suite, and the files in which this host's apt has its lists."""
+    """What a bootstrapped system's packages come from."""
 
+    distribution: str
     name: str
     components: Sequence[str]
-    files: Sequence[str]
+    arch: str
+
+    @property
+    def pockets(self) -> tuple[str, ...]:
+        """The suite, and where its updates are."""
+        return self.name, f"{self.name}-updates", f"{self.name}-security"
 
 
 def remarks(plan: Plan, host: Host, places: Places) -> list[Complaint]:
@@ -42,13 +48,15 @@ def remarks(plan: Plan, host: Host, places: Places) -> list[Complaint]:
         return []
     nodes = [base, *takewhile(lambda node: not _brings(node), steps)]
     named = [found for node in nodes for found in _named(node, places)]
+    suite = _suite(base, host)
+    if suite is None or not named:
+        return []
     try:
-        suite = _suite(base, host) if named else None
-        if suite is None:
-            return []
         asked = {name for _, name in named} - _sold(suite, {name for _, name in named}, host)
         known = _names(suite, host) if asked else frozenset()
     except ToolFailed:
+        return []
+    if not known:
         return []
     wrong = [(place, name) for place, name in named if name in asked and not {name, name.rstrip("+-")} & known]
     return [replace(place, message=f"no package '{name}' in {suite.name}{_near(name, known)}") for place, name in wrong]
@@ -82,33 +90,32 @@ def _brings(node: Node) -> bool:
 
 
 def _suite(base: Node, host: Host) -> _Suite | None:
-    """The suite, where this host's apt has all of its components and the recipe names no mirror of its own."""
+    """The suite, where this host has apt and the recipe names no mirror of its own."""
     kind = base.kind
-    distribution, name = str(getattr(kind, "distribution", "")), str(getattr(kind, "suite", ""))
+    if getattr(kind, "mirror", None) is not None or host.find("apt-cache") is None or not Path(_HELPER).is_file():
+        return None
+    distribution = str(getattr(kind, "distribution", ""))
     components = tuple(getattr(kind, "components", None) or _COMPONENTS.get(distribution, ()))
-    if getattr(kind, "mirror", None) is not None or host.find("apt-get") is None or not Path(_HELPER).is_file():
-        return None
-    argv = ["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"]
-    lines = [line.split("|") for line in host.run(argv, purpose="learn what apt knows").text.splitlines()]
-    rows = [row for row in lines if row[1].lower() == distribution and row[4] == _ARCHES.get(base.recipe.arch)]
-    if not set(components) <= {row[3] for row in rows if row[2] == name}:
-        return None
-    suites = (name, f"{name}-updates", f"{name}-security")
-    return _Suite(name, components, [row[0] for row in rows if row[2] in suites and row[3] in components])
+    return _Suite(distribution, str(getattr(kind, "suite", "")), components, _ARCHES.get(base.recipe.arch, ""))
 
 
 def _sold(suite: _Suite, names: set[str], host: Host) -> set[str]:
-    """Which of these packages the suite has (apt-cache(8), madison): fast, without the lists."""
+    """Which of these packages the suite has (apt-cache(8), madison): that is all, mostly, and fast."""
     done = host.run(["apt-cache", "madison", *sorted(names)], purpose="look for packages")
     rows = [line.split() for line in done.text.splitlines()]  # NAME | VERSION | URI SUITE/COMPONENT ARCH Packages
-    there = {f"{suite.name}{pocket}/{one}" for pocket in ("", "-updates", "-security") for one in suite.components}
+    there = {f"{pocket}/{one}" for pocket in suite.pockets for one in suite.components}
     return {row[0] for row in rows if len(row) > 5 and row[5] in there}
 
 
 def _names(suite: _Suite, host: Host) -> frozenset[str]:
-    """All names in the suite, with those of virtual packages."""
+    """All names in the suite, with those of virtual packages; none where not all of its lists are at hand."""
+    argv = ["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"]
+    lines = [line.split("|") for line in host.run(argv, purpose="learn what apt knows").text.splitlines()]
+    rows = [row for row in lines if row[1].lower() == suite.distribution and row[4] == suite.arch]
+    if not set(suite.components) <= {row[3] for row in rows if row[2] == suite.name}:
+        return frozenset()
     found = set[str]()
-    for file in suite.files:
+    for file in (row[0] for row in rows if row[2] in suite.pockets and row[3] in suite.components):
         text = b"\n" + host.run([_HELPER, "cat-file", file], purpose="read apt's package lists").stdout
         found |= set(_fields(text, "Package"))
         for provides in _fields(text, "Provides"):
