@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -87,14 +88,18 @@ class Leaves:
         """Raises StoreError where the outputs may need more room than there is."""
         if not outputs:
             return
-        data = 0
-        for below in {outcome.layers[node.below.name].id: outcome.layers[node.below.name]
-                      for node in outputs if node.below is not None}.values():  # fmt: skip
-            data = max(data, sum(layer.size for layer in use.store.chain(below) if layer.gives == below.gives))
+        held, root = dict[str, int](), os.geteuid() == 0
+        packed = set[str]()  # by the appliance, for outputs of files: the whole, and what it was before the steps
+        for node in outputs:
+            assert node.below is not None
+            below = outcome.layers[node.below.name]
+            held[below.id] = sum(layer.size for layer in use.store.chain(below) if layer.gives == below.gives)
+            if isinstance(node.kind, FilesOutput) and below.gives == "disk" and not (node.below.trusted and root):
+                packed.add(below.id)
         last = {layer.name: layer.size for layer in use.store.layers() if layer.gives == "files"}
         failed = self._nodes.failed
-        room.check([node.full_name for node in outputs], data, last, self._jobs, use.store.root,
-                   None if failed is None else failed.parent)  # fmt: skip
+        room.check([node.full_name for node in outputs], max(held.values()), last, self._jobs, use.store.root,
+                   None if failed is None else failed.parent, packed=2 * sum(held[id] for id in packed))  # fmt: skip
 
     def again(self, nodes: Sequence[Node], use: Use, outcome: Outcome) -> list[str]:
         """Write outputs once more, using nothing of what was written before; say how each differs from the first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def needed(artifacts: Sequence[str], data: int, last: Mapping[str, int], jobs: i
 
 
 def check(
-    artifacts: Sequence[str], data: int, last: Mapping[str, int], jobs: int, store: Path, target: Path | None
-) -> None:
+    artifacts: Sequence[str], data: int, last: Mapping[str, int], jobs: int, store: Path, target: Path | None,
+    *, packed: int = 0,
+) -> None:  # fmt: skip
     """Hold what is needed against what is free. ``target`` is the folder that artifacts are copied to in the end.
 
-    Raises StoreError where it is not enough.
+    ``packed``: bytes of temporary files, which several artifacts are made of. Raises StoreError where it is not enough.
     """
     made, besides = needed(artifacts, data, last, jobs)
     while target is not None and not target.exists():
@@ -40,6 +42,10 @@ def check(
     if target is not None:
         same = target.stat().st_dev == store.stat().st_dev
         places = {store: max(made + besides, 2 * made)} if same else {**places, target: made}
+    if packed:
+        aside = Path(tempfile.gettempdir())
+        beside = [place for place in places if aside.stat().st_dev == place.stat().st_dev] or [aside]
+        places[beside[0]] = places.get(beside[0], 0) + packed
     for place, bytes_ in places.items():
         free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
         if free < bytes_:

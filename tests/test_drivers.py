@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +25,9 @@ from imagesmith.drivers.guestfs import Guestfs, inject, open_files
 from imagesmith.drivers.native_disk import NativeDisk, inner_mounts, open_disk
 from imagesmith.drivers.native_disk import open_files as native_files
 from imagesmith.drivers.native_tree import NativeTree
+from imagesmith.drivers.packed import PackedDisks
 from imagesmith.drivers.placing import place
-from imagesmith.drivers.sorting import sort_tar
+from imagesmith.drivers.sorting import PackedFiles
 from imagesmith.errors import BuildError, Interrupted, StepFailed, TimedOut
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Driver, Root
@@ -229,12 +232,15 @@ def test_output_of_a_foreign_disk_is_logged_and_its_files_come_out_sorted(
     assert "the reason" in lines
     assert not [line for line in lines if "imagesmith/" in line]
     disk = Disk(layers[-1] / "disk.qcow2", 96 << 20)
-    out = io.BytesIO()
-    with open_files(disk, HOST, accelerator="tcg") as files:
-        assert files.read("/srv/link/made") == b"made\n"
-        with pytest.raises(FileNotFoundError):
-            files.read("/srv/nothing")
-        files.pack(out, exclude=["/var/cache", "/opt/new"])
+    out, told, disks = io.BytesIO(), list[str](), PackedDisks(HOST)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(disks.files, disk, accelerator=lambda: "tcg", log=told.append) for _ in range(2)]
+    assert len(told) == 1, "one appliance serves both"
+    first, second = (one.result() for one in asked)
+    assert first.read("/srv/link/made") == b"made\n"
+    with pytest.raises(FileNotFoundError):
+        first.read("/srv/nothing")
+    second.pack(out, exclude=["/var/cache", "/opt/new"])
     found = listing(out.getvalue())
     assert list(found) == sorted(found)
     assert {"var/cache", "opt/new", "srv/site/index.html", "etc/passwd", "root"} <= found.keys()
@@ -248,7 +254,8 @@ def test_a_step_that_hangs_is_ended_and_the_next_goes_on_from_the_last_layer(
     by_guestfs: tuple[list[Path], list[str]]
 ) -> None:
     below, _ = by_guestfs
-    lost, kept = below[0].parent / "lost", below[0].parent / "kept"
+    folder = below[0].parent
+    lost, kept = folder / "lost", folder / "kept"
     lost.mkdir()
     kept.mkdir()
     with Guestfs(HOST, accelerator="tcg").session(below, epoch=EPOCH, log=print) as session:
@@ -258,6 +265,17 @@ def test_a_step_that_hangs_is_ended_and_the_next_goes_on_from_the_last_layer(
         with session.layer(kept, log=print) as root:
             assert not root.exists("/lost")
             assert root.run(["sh", "-c", "head -c 1500000 /dev/zero | tr '\\0' x"]).output == "x" * 1_500_000
+            root.run(["busybox", "mount", "-t", "tmpfs", "none", "/srv/site"])
+            root.run(["sh", "-c", "echo left >/run/left; echo left >/srv/site/left"])
+        for after in ("after", "last"):
+            (folder / after).mkdir()
+            with session.layer(folder / after, log=print) as root:
+                assert not root.exists("/run/left"), "each step begins with an empty /run"
+                assert not root.exists("/srv/site/left"), "each step begins without what the one before mounted"
+                root.run(["sh", "-c", "echo left >/run/left; ls -l /dev/null /proc/1/stat; : >/dev/null"])
+                assert root.read("/usr/sbin/policy-rc.d") == b"#!/bin/sh\nexit 101\n"
+    if os.geteuid() == 0:
+        assert set(files_of([*below, kept, folder / "after", folder / "last"])) == set(files_of(below))
     with exported(kept / "disk.qcow2", HOST, writable=False) as raw:
         assert raw.stat().st_size == 96 << 20
 
@@ -402,32 +420,45 @@ def test_names_in_a_tar_become_what_the_guests_links_lead_to() -> None:
         names_placed("out/f")
 
 
-def test_a_sorted_tar_may_go_into_a_pipe() -> None:
-    unsorted = io.BytesIO()
-    with tarfile.open(fileobj=unsorted, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("./name"))
-    unsorted.seek(0)
+@pytest.fixture
+def unsorted() -> Iterator[PackedFiles]:
+    """Files as a tar that is packed as it comes, with links and a file with two names."""
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name, kind, target in (("./", b"5", ""), ("./z", b"0", ""), ("./b", b"1", "./z"), ("./a", b"5", ""),
+                                       ("./a/up", b"2", "../l"), ("./l", b"2", "/a/../b"), ("./loop", b"2", "loop")):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname, member.size = kind, target, 3 if kind == b"0" else 0
+                archive.addfile(member, io.BytesIO(b"abc"))
+        file.flush()
+        yield PackedFiles(file)
+
+
+def test_a_sorted_tar_may_go_into_a_pipe(unsorted: PackedFiles) -> None:
     end, start = os.pipe()
     with os.fdopen(start, "wb") as out:
-        sort_tar(unsorted, out)
+        unsorted.pack(out)
     with os.fdopen(end, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-        assert tar.getnames() == ["name"]
+        assert tar.getnames() == ["a", "a/up", "b", "l", "loop", "z"]
 
 
-def test_an_unsorted_tar_is_sorted_and_keeps_files_with_several_names() -> None:
-    unsorted, out = io.BytesIO(), io.BytesIO()
-    with tarfile.open(fileobj=unsorted, mode="w") as archive:
-        for name, kind, target in (("./", b"5", ""), ("./z", b"0", ""), ("./b", b"1", "./z"), ("./a", b"5", "")):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname, member.size = kind, target, 3 if kind == b"0" else 0
-            archive.addfile(member, io.BytesIO(b"abc"))
-    unsorted.seek(0)
-    sort_tar(unsorted, out)
+def test_an_unsorted_tar_is_sorted_and_keeps_files_with_several_names(unsorted: PackedFiles) -> None:
+    out = io.BytesIO()
+    unsorted.pack(out, exclude=["/a"])
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
-        assert [(m.name, m.type, m.linkname) for m in archive] == [("a", b"5", ""), ("b", b"0", ""), ("z", b"1", "b")]
+        assert [(m.name, m.type, m.linkname) for m in archive if not m.issym()] == [
+            ("a", b"5", ""), ("b", b"0", ""), ("z", b"1", "b")]  # fmt: skip
         stream = archive.extractfile("z")
         assert stream is not None
         assert stream.read() == b"abc"
+
+
+def test_files_of_a_tar_are_read_by_the_links_in_it(unsorted: PackedFiles) -> None:
+    for path in ("/z", "/b", "/a/up", "/a/../../l", "l"):
+        assert unsorted.read(path) == b"abc", path
+    for path in ("/a", "/loop", "/nothing", "/z/../nothing", "/"):
+        with pytest.raises(FileNotFoundError):
+            unsorted.read(path)
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------

@@ -74,3 +74,5 @@ def test_too_little_room_is_told_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=said) as caught:
         check(["qcow2", "ova"], 1 << 60, {}, 2, tmp_path, None)
     assert "--only" in caught.value.hint
+    with pytest.raises(StoreError, match=r"oci may need"):
+        check(["oci"], MIB, {}, 2, tmp_path, None, packed=1 << 60)

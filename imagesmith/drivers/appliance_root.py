@@ -11,7 +11,6 @@ import errno
 import os
 import posixpath
 import re
-import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,48 +18,18 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from imagesmith.drivers import line_shell
-from imagesmith.drivers.appliance import Appliance, ApplianceError, decode, name_of
+from imagesmith.drivers.appliance import Appliance, ApplianceError, name_of
+from imagesmith.drivers.appliance_tools import ASIDE, CHUNK, Tools, script_of
 from imagesmith.drivers.placing import place
 from imagesmith.errors import BuildError, StepFailed, TimedOut
 from imagesmith.interfaces import Log, Result, Terminal
 
-_POLICY = b"#!/bin/sh\nexit 101\n"
 _POLICY_PATH = "/usr/sbin/policy-rc.d"
-_ASIDE = "/run/.imagesmith"
 _PLACES = ("/", "/dev", "/proc", "/sys")
-_CHUNK = 1 << 20
-"""Bytes of output fetched at once; one answer of the appliance holds 4 MiB at most (libguestfs, "PROTOCOL LIMITS")."""
+_MOST_WRITTEN = 1 << 20
+"""Bytes of text that are written into the guest with one request; an upload takes several."""
 _MOST_OUTPUT = 64 << 20
 _TAIL = 40
-
-_FURNISH = """
-mkdir -p /imagesmith; grep -q ' /imagesmith ' /proc/mounts || mount -t tmpfs -o mode=0700 tmpfs /imagesmith
-cd /sysroot; : >/imagesmith/made
-for d in proc sys dev run; do
-  [ -L $d ] && continue
-  [ -d $d ] || { mkdir $d && echo $d >>/imagesmith/made; } || continue
-  case $d in
-    proc) mount -t proc proc proc;;
-    sys) mount -t sysfs -o ro sysfs sys;;
-    dev) mount --bind /dev dev; [ -d dev/pts ] && mount --bind /dev/pts dev/pts;;
-    run) mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs run; mkdir -m 1777 run/lock;;
-  esac
-done; cat /etc/resolv.conf 2>/dev/null; :
-"""
-_KILL = """
-cd /
-for turn in 1 2 3 4 5; do
-  found=
-  for p in /proc/[0-9]*; do [ $p/root -ef /sysroot ] && found="$found ${p#/proc/}"; done
-  [ "$found" ] || break
-  kill -9 $found; sleep 0.1
-done; :
-"""
-_UNFURNISH = """
-cd /sysroot
-for d in run dev/pts dev sys proc; do grep -q " /sysroot/$d " /proc/mounts && umount $d; done
-while read -r d; do rmdir $d; done </imagesmith/made; :
-"""
 
 
 class ApplianceRoot:
@@ -68,51 +37,34 @@ class ApplianceRoot:
 
     online = False
 
-    def __init__(self, appliance: Appliance, *, epoch: int, log: Log) -> None:
-        self._appliance, self.epoch, self._log = appliance, epoch, log
-        self._lent: dict[str, tuple[bytes, bytes | None]] = {}
+    def __init__(self, appliance: Appliance, tools: Tools | None, *, epoch: int, log: Log) -> None:
+        """Without ``tools`` no program can be run."""
+        self._appliance, self._tools, self.epoch, self._log = appliance, tools, epoch, log
 
-    # -- what the guest is lent ----------------------------------------------------------------------------------
+    @property
+    def tools(self) -> Tools:
+        """The appliance's shell functions."""
+        assert self._tools is not None
+        return self._tools
 
     def furnish(self) -> None:
         """Mount the kernel's file systems, and put in a resolver and a policy that lets no service start."""
-        resolver = self._appliance.shell(_FURNISH).strip().encode() + b"\n"
-        target = "/etc/resolv.conf"
-        if self._call("is_symlink", target):
-            target = posixpath.normpath(posixpath.join("/etc", self._call("readlink", target)))
-            if target.startswith("/var/run/"):
-                target = target.removeprefix("/var")
-        if target.startswith("/run/"):  # on our tmpfs: it goes by itself
-            self._call("mkdir_p", posixpath.dirname(target))
-            self._appliance.upload(resolver, target)
-        else:
-            self._lend(target, resolver, 0o644)
-        if not self.exists(_POLICY_PATH):
-            self._lend(_POLICY_PATH, _POLICY, 0o755)
+        policy = "" if self.exists(_POLICY_PATH) else self._behind(_POLICY_PATH)
+        self.tools.begin(resolver=self._behind("/etc/resolv.conf"), policy=policy)
 
-    def _lend(self, path: str, content: bytes, mode: int) -> None:
-        with suppress(ApplianceError):  # a root without such a folder, or full, does without
-            there = self._call("is_file", path, followsymlinks=True)
-            if not there and (self.exists(path) or not self._call("is_dir", posixpath.dirname(path))):
-                return
-            before = self._appliance.download(path) if there else None
-            self._appliance.upload(content, path)
-            if before is None:
-                self._call("chmod", mode, path)
-            self._lent[path] = (content, before)
-
-    def take_back(self) -> None:
-        """End every program that the step left running, and undo ``furnish``; what the step changed stays."""
-        self._appliance.shell(_KILL)
-        for path, (content, before) in self._lent.items():
-            if not self._call("is_file", path, followsymlinks=False):
-                continue  # replaced by the step, or removed
-            now = self._appliance.download(path)
-            if now == content and before is None:
-                self._call("rm", path)
-            elif now.startswith(content):
-                self._appliance.upload((before or b"") + now[len(content) :], path)
-        self._appliance.shell(_UNFURNISH)
+    def _behind(self, path: str) -> str:
+        """Where a file is, or would be, by the guest's own links; empty where it cannot be."""
+        try:
+            if self._call("is_symlink", path):
+                path = posixpath.normpath(posixpath.join(posixpath.dirname(path), self._call("readlink", path)))
+            path = re.sub("^/var/run/", "/run/", path)
+            if "\n" in path:
+                return ""
+            if path.startswith("/run/"):  # it will be a file system of our own, and empty
+                return path
+            return posixpath.join(self._call("realpath", posixpath.dirname(path)), posixpath.basename(path))
+        except ApplianceError:
+            return ""
 
     # -- Enterable -----------------------------------------------------------------------------------------------
 
@@ -122,7 +74,7 @@ class ApplianceRoot:
         What the step left running is ended, for the appliance watches one program at a time.
         """
         self._appliance.deadline = None
-        self._appliance.shell(_KILL)
+        self.tools.kill_all()
         terminal.say("the guest is mounted in the libguestfs appliance: each line that you type is run by a shell of "
                      "its own, and programs cannot ask you anything")
         folder = "/"
@@ -154,13 +106,17 @@ class ApplianceRoot:
 
         What it needs goes through a file on a tmpfs that only root can read, and is gone before the program begins.
         """
-        self._call("mkdir_mode", _ASIDE, 0o700)
-        self._appliance.upload(input, f"{_ASIDE}/input")
-        self._appliance.upload(self._script(argv, env or {}), f"{_ASIDE}/script")
-        self._appliance.shell(
-            "rm -f /imagesmith/status; : >/imagesmith/output; "
-            f"env -i setsid /bin/sh /sysroot{_ASIDE}/script </dev/null >/dev/null 2>&1 &"
-        )
+        known: dict[str, str] = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
+            "LANG": "C.UTF-8", "TERM": "dumb", "DEBIAN_FRONTEND": "noninteractive",
+            "SOURCE_DATE_EPOCH": str(self.epoch), **self._appliance.proxies, **(env or {}),
+        }  # fmt: skip
+        for name in known:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise BuildError(f"'{name}' is no name of an environment variable")
+        self._call("mkdir_mode", ASIDE, 0o700)
+        self._put(input, f"{ASIDE}/input")
+        self._put(script_of(argv, known), f"{ASIDE}/script")
         status, output = self._follow()
         if check and status != 0:
             tail = "\n".join(output.splitlines()[-_TAIL:])
@@ -168,52 +124,41 @@ class ApplianceRoot:
                              status=status, tail=tail)  # fmt: skip
         return Result(status, output)
 
-    def _script(self, argv: Sequence[str], env: Mapping[str, str]) -> bytes:
-        known: dict[str, str] = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
-            "LANG": "C.UTF-8", "TERM": "dumb", "DEBIAN_FRONTEND": "noninteractive",
-            "SOURCE_DATE_EPOCH": str(self.epoch), **self._appliance.proxies, **env,
-        }  # fmt: skip
-        for name in known:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise BuildError(f"'{name}' is no name of an environment variable")
-        return "\n".join([
-            f"exec </sysroot{_ASIDE}/input", f"rm -rf /sysroot{_ASIDE}", "umask 022",
-            "set -- " + " ".join(map(shlex.quote, argv)),
-            "(", *(f"export {name}={shlex.quote(value)}" for name, value in sorted(known.items())),
-            'exec /usr/sbin/chroot /sysroot "$@"', ") >/imagesmith/output 2>&1",
-            "echo $? >/imagesmith/s; /bin/mv /imagesmith/s /imagesmith/status", "",
-        ]).encode("utf-8", "surrogateescape")  # fmt: skip
+    def _put(self, content: bytes, path: str) -> None:
+        try:
+            text = content.decode() if len(content) <= _MOST_WRITTEN else None
+        except UnicodeDecodeError:
+            text = None
+        if text is None:
+            self._appliance.upload(content, path)
+        else:
+            self._call("write", path, text)
 
     def _follow(self) -> tuple[int, str]:
-        """Log the output of the program that runs, until it ends; return its exit status and the whole."""
-        got, logged, pause, status = bytearray(), 0, 0.05, ""
-        while True:
+        """Start the program, log its output until it ends; return its exit status and the whole."""
+        got, logged = bytearray(), 0
+        status: int | None = None
+        new, began = b"", False
+        while status is None or len(new) == CHUNK:
             try:
-                answer = self._appliance.shell(
-                    f"sleep {pause:.2f}; cat /imagesmith/status 2>/dev/null || echo; "
-                    f"tail -c +{len(got) + 1} /imagesmith/output | head -c {_CHUNK} | base64"
-                )
+                whole = status is None and len(new) < CHUNK
+                status, new = self.tools.follow(len(got), wait=whole) if began else self.tools.start()
             except TimedOut as late:
                 tail = "\n".join(got.decode("utf-8", "replace").splitlines()[-_TAIL:])
                 raise TimedOut("the step did not end in time", tail=tail, hint="raise its 'timeout:'") from late
-            status, _, more = answer.partition("\n")
-            new = decode(more)
+            began = True
             got += new
-            end = got.rfind(b"\n") + 1 if new or not status else len(got)
+            end = len(got) if status is not None and len(new) < CHUNK else got.rfind(b"\n") + 1
             if end > logged:
                 for line in got[logged:end].decode("utf-8", "replace").removesuffix("\n").split("\n"):
                     self._log(line.rstrip("\r"))
                 logged = end
-            if status and not new:
-                break
             if len(got) > _MOST_OUTPUT:
                 raise StepFailed(f"a program wrote more than {_MOST_OUTPUT >> 20} MiB of output; send it to a file")
-            pause = 0.0 if new and (status or len(new) == _CHUNK) else min(pause * 1.5, 1.0) or 0.05
-            if self._appliance.deadline is not None and time.monotonic() > self._appliance.deadline:
+            if status is None and self._appliance.deadline is not None and time.monotonic() > self._appliance.deadline:
                 raise TimedOut("the step did not end in time", hint="raise its 'timeout:'",
                                tail="\n".join(got.decode("utf-8", "replace").splitlines()[-_TAIL:]))  # fmt: skip
-        return int(status), got.decode("utf-8", "replace")
+        return status, got.decode("utf-8", "replace")
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes (interfaces.Root)."""

@@ -1,9 +1,9 @@
 """The guestfs driver: offline steps on any disk, however foreign; nothing of it touches the host's kernel.
 
 The disk's layers are opened by QEMU's storage daemon and reach the libguestfs appliance over NBD. One appliance serves
-a run of consecutive steps: a layer is closed with the guest unmounted and flushed, by a live snapshot, and the guest is
-mounted again on the next one. What a step writes keeps the time at which it was written: a mounted disk is never the
-same twice anyway, and going through all its files would cost more than most steps.
+a run of consecutive steps: a layer is closed with the guest's file systems read-only and flushed, by a live snapshot,
+and on the next one they can be written to again. What a step writes keeps the time at which it was written: a mounted
+disk is never the same twice anyway, and going through all its files would cost more than most steps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from imagesmith.disk.flatten import make_layer
 from imagesmith.drivers import appliance as appliances
 from imagesmith.drivers.appliance import Appliance, ApplianceError
 from imagesmith.drivers.appliance_root import ApplianceRoot
+from imagesmith.drivers.appliance_tools import Tools
+from imagesmith.drivers.finding import find_root
 from imagesmith.drivers.sorting import SortedFiles
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
@@ -89,7 +91,9 @@ class GuestfsSession:
         self._stack = ExitStack()
         self._disk: Attached | None = None
         self._appliance: Appliance | None = None
+        self._tools: Tools | None = None
         self._mounts: dict[str, str] = {}
+        self._mounted: list[str] = []
 
     @contextmanager
     def layer(
@@ -98,16 +102,17 @@ class GuestfsSession:
         """Open the next layer for one step (interfaces.Session). Launching counts in no step's ``timeout``."""
         self._below[-1] = below or self._below[-1]
         try:
-            appliance, disk = self._open(into, log)
+            appliance, tools, disk = self._open(into, log)
             appliance.deadline = None if timeout is None else time.monotonic() + timeout
-            _mount(appliance, self._mounts, writable=True)
-            root = ApplianceRoot(appliance, epoch=self._epoch, log=log)
+            self._mounted = self._mounted or _mount(appliance, self._mounts, writable=True)
+            root = ApplianceRoot(appliance, tools, epoch=self._epoch, log=log)
             root.furnish()
             yield root
             appliance.deadline = None
-            root.take_back()
-            appliance.call("umount_all")
-            appliance.call("sync")
+            if not tools.end(self._mounted):
+                self._mounted = []
+                appliance.call("umount_all")
+                appliance.call("sync")
             disk.flush()
         except BaseException:
             # The appliance may hang, and its layer is worth nothing: both go. The next layer starts with new ones.
@@ -115,46 +120,37 @@ class GuestfsSession:
             raise
         self._below.append(into)
 
-    def _open(self, into: Path, log: Log) -> tuple[Appliance, Attached]:
+    def _open(self, into: Path, log: Log) -> tuple[Appliance, Tools, Attached]:
         files = make_layer(self._below, into, self._host)
-        if self._appliance is not None and self._disk is not None:
+        if self._appliance is not None and self._tools is not None and self._disk is not None:
             self._disk.advance(files[-1], below=self._below[-1] / LAYER_FILE)
-            return self._appliance, self._disk
+            return self._appliance, self._tools, self._disk
         self._disk = self._stack.enter_context(attached(files, self._host, writable=True, nbd=True))
         log(f"starting the libguestfs appliance ({self._accelerator})")
         self._appliance = self._stack.enter_context(
             appliances.started(self._host, serve, socket=self._disk.socket, writable=True, network=True,
                                accelerator=self._accelerator)
         )  # fmt: skip
-        self._mounts = self._mounts or _find_root(self._appliance)
-        return self._appliance, self._disk
+        self._mounts = self._mounts or find_root(self._appliance)
+        self._tools = Tools(self._appliance)
+        return self._appliance, self._tools, self._disk
 
     def _drop(self) -> None:
         stack, self._stack = self._stack, ExitStack()
-        self._appliance = self._disk = None
+        self._appliance = self._tools = self._disk = None
+        self._mounted = []
         error = BuildError("the layer at work is given up")
         stack.__exit__(type(error), error, None)
 
     def close(self) -> None:
         """End the appliance."""
-        self._appliance = self._disk = None
+        self._appliance = self._tools = self._disk = None
         self._stack.close()
 
 
-def _find_root(appliance: Appliance) -> dict[str, str]:
-    """Return the guest's mount points and what is mounted there. Raises BuildError where there is not one root."""
-    roots = appliance.call("inspect_os")
-    if len(roots) != 1:
-        found = ", ".join(sorted(map(str, roots))) or "no operating system"
-        raise BuildError(
-            f"the disk must hold exactly one operating system; libguestfs found {found}",
-            hint="an encrypted disk cannot be opened, and only one system on a disk can be worked on",
-        )
-    return dict(appliance.call("inspect_get_mountpoints", roots[0]))
-
-
-def _mount(appliance: Appliance, mounts: Mapping[str, str], *, writable: bool) -> None:
-    """Mount the guest's file systems, ``/`` first. What its fstab names besides, and is not there, is left out."""
+def _mount(appliance: Appliance, mounts: Mapping[str, str], *, writable: bool) -> list[str]:
+    """Mount the guest's file systems; return where, ``/`` first. What cannot be mounted below it is left out."""
+    mounted = []
     for point in sorted(mounts, key=lambda name: (len(name), name)):
         options = "discard" if writable else "ro"
         try:
@@ -165,6 +161,9 @@ def _mount(appliance: Appliance, mounts: Mapping[str, str], *, writable: bool) -
             except ApplianceError as error:
                 if point == "/":
                     raise BuildError(f"the disk's root file system cannot be mounted: {error.message}") from error
+                continue
+        mounted.append(point)
+    return mounted
 
 
 @contextmanager
@@ -175,7 +174,7 @@ def open_files(disk: Disk, host: Host, *, accelerator: str) -> Iterator[SortedFi
         appliances.started(host, serve, socket=open_disk.socket, writable=False, network=False,
                            accelerator=accelerator) as appliance,
     ):  # fmt: skip
-        _mount(appliance, _find_root(appliance), writable=False)
+        _mount(appliance, find_root(appliance), writable=False)
         yield SortedFiles(appliance)
         appliance.call("umount_all")
 
@@ -199,8 +198,8 @@ def inject(
         appliances.started(host, serve, socket=disk.socket, writable=True, network=False,
                            accelerator=accelerator) as appliance,
     ):  # fmt: skip
-        _mount(appliance, _find_root(appliance), writable=True)
-        ApplianceRoot(appliance, epoch=0, log=lambda line: None).unpack(archive_of(build, epoch=0))
+        _mount(appliance, find_root(appliance), writable=True)
+        ApplianceRoot(appliance, None, epoch=0, log=lambda line: None).unpack(archive_of(build, epoch=0))
         appliance.call("umount_all")
         appliance.call("sync")
         disk.flush()
