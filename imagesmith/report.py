@@ -192,9 +192,13 @@ def _artifacts(manifest: Mapping[str, Any], before: Before | None) -> list[dict[
     for artifact in manifest["artifacts"]:
         for file in artifact["files"]:
             earlier, change = old.get(file["name"]), ""
-            if before is not None:
-                change = "new" if earlier is None else "same bytes" if earlier["sha256"] == file["sha256"] else (
-                    _signed(int(file["size"]) - int(earlier["size"])))  # fmt: skip
+            if before is not None and earlier is None:
+                change = "new"
+            elif earlier is not None and earlier["sha256"] == file["sha256"]:
+                change = "the same"
+            elif earlier is not None:
+                grown = int(file["size"]) - int(earlier["size"])
+                change = _signed(grown) if grown else "same size"
             found.append({
                 "name": file["name"], "format": artifact["format"], "size": amount(file["size"]),
                 "sha256": file["sha256"], "change": change,
