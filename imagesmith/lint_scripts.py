@@ -20,8 +20,7 @@ _INLINE = ("shell", "command")
 """The kinds whose option ``run`` is a script for the guest's /bin/sh."""
 _SHELLS = re.compile(rb"#! *(?:/\S*/)?(?:env +(?:-S +)?)?(?:/\S*/)?(?:sh|dash|bash|ksh)\b")
 _SECRET = re.compile("\ue000[^\ue000\ue001]*\ue001")
-_UNASSIGNED = 2154
-_NOT_IN_DASH = range(3000, 4000)
+_UNASSIGNED, _CD_MAY_FAIL = 2154, 2164
 # SC2148: no #! line, which such a text has not. The shell is dash, since it knows `local`, as whatever is /bin/sh does.
 _OPTIONS = ("--format=json1", "--severity=warning", "--exclude=SC2148", "--norc")
 
@@ -34,13 +33,16 @@ class _Text:
 
 
 def remarks(plan: Plan, host: Host, places: Places) -> tuple[list[Complaint], list[Complaint]]:
-    """Errors (no shell runs that), and warnings, each at its line of the recipe or of the script's file."""
+    """What no shell can read (SC1…, errors), and all other errors and warnings, which may be meant so.
+
+    Each stands at its line of the recipe, or of the script's file.
+    """
     if host.find("shellcheck") is None:
         return [], []
     wrong: list[Complaint] = []
     doubtful: list[Complaint] = []
-    for level, complaint in (*_inline(list(_texts(plan)), host, places), *_files(_scripts(plan), host)):
-        (wrong if level == "error" else doubtful).append(complaint)
+    for unreadable, complaint in (*_inline(list(_texts(plan)), host, places), *_files(_scripts(plan), host)):
+        (wrong if unreadable else doubtful).append(complaint)
     return wrong, doubtful
 
 
@@ -59,25 +61,29 @@ def _scripts(plan: Plan) -> list[Path]:
     return [path for path in dict.fromkeys(found) if _SHELLS.match(path.read_bytes()[:200])]
 
 
-def _inline(texts: Sequence[_Text], host: Host, places: Places) -> Iterator[tuple[str, Complaint]]:
+def _inline(texts: Sequence[_Text], host: Host, places: Places) -> Iterator[tuple[bool, Complaint]]:
     with tempfile.TemporaryDirectory(prefix="imagesmith-") as folder:
         files = {str(Path(folder, str(number))): text for number, text in enumerate(texts)}
         for file, text in files.items():
             Path(file).write_text(_SECRET.sub("secret", text.text), encoding="utf-8", errors="replace")
         for said in _ask([*_OPTIONS, "--shell=dash", *files], host) if files else ():
             text = files[str(said["file"])]
+            if said["code"] == _CD_MAY_FAIL and type(text.kind).name == "shell":  # it is run by sh -e
+                continue
             if said["code"] == _UNASSIGNED and str(said["message"]).split()[0] in getattr(text.kind, "env", {}):
                 continue
             place = places.line(text.place, text.kind, "run", int(said["line"]), int(said["column"]))
-            # where the guest's sh is bash, what dash cannot do is right
-            level = "warning" if said["code"] in _NOT_IN_DASH else str(said["level"])
-            yield level, replace(place, message=_message(said))
+            yield _unreadable(said), replace(place, message=_message(said))
 
 
-def _files(scripts: Sequence[Path], host: Host) -> Iterator[tuple[str, Complaint]]:
+def _files(scripts: Sequence[Path], host: Host) -> Iterator[tuple[bool, Complaint]]:
     for said in _ask([*_OPTIONS, *map(str, scripts)], host) if scripts else ():
         place = Complaint(Path(said["file"]), int(said["line"]), int(said["column"]), "", _message(said))
-        yield str(said["level"]), place
+        yield _unreadable(said), place
+
+
+def _unreadable(said: dict[str, Any]) -> bool:
+    return bool(said["level"] == "error" and said["code"] < 2000)
 
 
 def _message(said: dict[str, Any]) -> str:
