@@ -25,9 +25,11 @@ from imagesmith.look.reader import LARGEST, followed
 _ROOT = 2
 _WINDOW = 1 << 16
 _AHEAD = 1 << 20
-_MOST_FILES = 1 << 23
-_MOST_HASHED = 1 << 38
-"""Bytes: what is hashed of one file system at most. Holes count, of which a small image can promise any number."""
+_MOST_FILES = 1 << 21
+_MOST_LETTERS = 1 << 28
+_MOST_HOLES = 1 << 32
+"""Bytes of holes that are hashed of one file system, of which a small image can promise any number; more have no
+digest."""
 _EXTENTS, _EXTENT_MAGIC = 0x80000, 0xF30A
 # Features without which nothing is understood: names' types, journal to be replayed, extents, 64 bits, multiple mount
 # protection, flexible groups, attributes in inodes, the checksums' seed, large folders, folding of names.
@@ -91,12 +93,12 @@ class Ext4Reader:
         """Everything below /, by absolute path, with the digests of files."""
         paths: dict[str, Inode] = {}
         first: dict[int, str] = {}
-        folders, seen = [("", self._inode(_ROOT))], {_ROOT}
+        folders, seen, letters = [("", self._inode(_ROOT))], {_ROOT}, 0
         while folders:
             parent, folder = folders.pop()
             for name, number in self._listed(folder).items():
                 inode, path = self._inode(number), f"{parent}/{name}"
-                paths[path] = inode
+                paths[path], letters = inode, letters + len(path)
                 if stat.S_ISDIR(inode.mode):
                     if number in seen:
                         raise Refused("a folder of its root file system is in two places")
@@ -104,7 +106,7 @@ class Ext4Reader:
                     folders.append((path, inode))
                 elif inode.links > 1:
                     first[number] = min(path, first.get(number, path))
-                if len(paths) > _MOST_FILES:
+                if len(paths) > _MOST_FILES or letters > _MOST_LETTERS:
                     raise Refused("its root file system says that it has millions of files, which is not believed")
         regular = {inode.number: inode for inode in paths.values() if stat.S_ISREG(inode.mode)}
         digests = self._digests(regular.values())
@@ -130,11 +132,13 @@ class Ext4Reader:
 
     def _digests(self, inodes: Iterable[Inode]) -> dict[int, str]:
         """The SHA-256 of files by inode, read in the order in which they lie on the disk."""
-        wanted, left = [], _MOST_HASHED
+        wanted, data, holes = [], self._blocks * self._block, _MOST_HOLES
         for inode in inodes:
-            left -= inode.size
-            if left >= 0:
-                runs = self._runs(inode)
+            runs = self._runs(inode)
+            there = sum(count for _, physical, count in runs if physical) * self._block
+            hole = max(0, inode.size - there)
+            if there <= data and hole <= holes:
+                data, holes = data - there, holes - hole
                 wanted.append((runs[0][1] if runs else 0, inode, runs))
         found = {}
         for _, inode, runs in sorted(wanted, key=lambda one: one[0]):
@@ -180,18 +184,16 @@ class Ext4Reader:
         if inode.flags & _EXTENTS:
             found = list(self._extents(inode.block, 6))
         else:
-            numbers = struct.unpack("<15I", inode.block)
-            most = -(-inode.size // self._block)
+            numbers, each = struct.unpack("<15I", inode.block), self._block // 4
+            starts = (*((at, 0) for at in range(12)), (12, 1), (12 + each, 2), (12 + each + each**2, 3))
             found = []
-            for at, number in enumerate(self._mapped(numbers, most)):
-                if number and found and found[-1][1] + found[-1][2] == number and found[-1][0] + found[-1][2] == at:
-                    found[-1] = (found[-1][0], found[-1][1], found[-1][2] + 1)
-                elif number:
-                    found.append((at, number, 1))
-        found.sort()
-        if any(physical + count > self._blocks for _, physical, count in found):
-            raise Refused("its root file system names blocks that it does not have")
-        return found
+            for number, (start, depth) in zip(numbers, starts, strict=True):
+                for at, block in self._mapped(number, depth, start):
+                    if found and found[-1][1] + found[-1][2] == block and found[-1][0] + found[-1][2] == at:
+                        found[-1] = (found[-1][0], found[-1][1], found[-1][2] + 1)
+                    else:
+                        found.append((at, block, 1))
+        return sorted(found)
 
     def _extents(self, node: bytes, deepest: int) -> Iterator[tuple[int, int, int]]:
         magic, entries, _, depth = struct.unpack_from("<HHHH", node)
@@ -201,32 +203,33 @@ class Ext4Reader:
             first, middle, high, low = struct.unpack_from("<IHHI" if depth == 0 else "<IIHH", node, 12 + number * 12)
             if depth == 0:
                 written = middle <= 32768
-                yield first, (high << 32 | low) if written else 0, middle if written else middle - 32768
+                place, count = high << 32 | low, middle if written else middle - 32768
+                self._spend(place, count)
+                yield first, place if written else 0, count
             else:  # ei_block, ei_leaf_lo, ei_leaf_hi, unused
-                yield from self._extents(self._pread((high << 32 | middle) * self._block, self._block), depth)
+                self._spend(high << 32 | middle)
+                yield from self._extents(self._at_block(high << 32 | middle), depth)
 
-    def _mapped(self, numbers: Sequence[int], most: int) -> Iterator[int]:
-        """Block numbers of an old map: twelve, and then those in blocks of numbers, up to three deep."""
-        left = most
-        for position, number in enumerate(numbers):
-            for found in self._indirect(number, max(0, position - 11), left):
-                yield found
-                left -= 1
-            if left <= 0:
-                return
-
-    def _indirect(self, number: int, depth: int, left: int) -> Iterator[int]:
-        each = (self._block // 4) ** depth
-        if depth == 0 or number == 0:
-            yield from (number if depth == 0 else 0 for _ in range(min(each, left, _MOST_FILES)))
+    def _mapped(self, number: int, depth: int, at: int) -> Iterator[tuple[int, int]]:
+        """The blocks below an entry of an old map: which one of the file, and which one of the disk; no holes."""
+        if not number:
             return
-        if number >= self._blocks:
-            raise Refused("its root file system names blocks that it does not have")
-        for below in struct.unpack(f"<{self._block // 4}I", self._pread(number * self._block, self._block)):
-            if left <= 0:
-                return
-            yield from self._indirect(below, depth - 1, left)
-            left -= (self._block // 4) ** (depth - 1)
+        self._spend(number)
+        if depth == 0:
+            yield at, number
+            return
+        each = (self._block // 4) ** (depth - 1)
+        for position, below in enumerate(struct.unpack(f"<{self._block // 4}I", self._at_block(number))):
+            yield from self._mapped(below, depth - 1, at + position * each)
+
+    def _spend(self, physical: int, count: int = 1) -> None:
+        """Count what is read of the tables of blocks, which has an end in a file system that is sound."""
+        self._left -= 1
+        if self._left < 0 or physical + count > self._blocks:
+            raise Refused("its root file system is damaged: it names blocks that it does not have, or too many")
+
+    def _at_block(self, number: int) -> bytes:
+        return self._pread(number * self._block, self._block)
 
     def _followed(self, path: str) -> str:
         def link(parent: str, name: str) -> str | None:
@@ -298,6 +301,7 @@ class Ext4Reader:
         wide = struct.unpack_from("<H", data, 0xFE)[0]
         self._wide = wide if features & 0x80 else 32
         self._blocks = low | (struct.unpack_from("<I", data, 0x150)[0] << 32 if features & 0x80 else 0)
+        self._left = 16 * self._blocks + _MOST_FILES
         if magic != 0xEF53 or not self._per_group or self._inode_size not in (128, 256, 512, 1024, 2048, 4096):
             raise BuildError("its root is no ext4 file system")
         if features & ~_KNOWN or self._block > 1 << 16 or self._wide not in (32, 64):

@@ -15,6 +15,8 @@ from imagesmith.inventory import File
 
 LARGEST = 256 << 20
 """Bytes: what a file of a foreign image that is read whole may have."""
+_HASHED = 1 << 36
+"""Bytes of a file in a tar that is hashed: a sparse one may promise any number."""
 _MOST = 256
 """Names and links that are looked at for one path."""
 
@@ -123,7 +125,7 @@ class TarReader:
             return member.linkname
         if member.ischr() or member.isblk():
             return f"{member.devmajor}:{member.devminor}"
-        stream = self._tars[number].extractfile(member) if member.isreg() else None
+        stream = self._tars[number].extractfile(member) if member.isreg() and member.size <= _HASHED else None
         if stream is None:
             return ""
         sha = hashlib.sha256()
