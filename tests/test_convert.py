@@ -24,7 +24,8 @@ def test_an_image_is_written_in_other_formats_and_stays_as_it_is(command: Comman
     command("convert", source, "--to", "ova", "--to", "raw: {compression: gzip}", "--name", "server",
             "--output", tmp_path / "out")  # fmt: skip
     folder = tmp_path / "out/server"
-    assert {p.name for p in folder.iterdir()} == {"server.ova", "server.raw.gz", "SHA256SUMS", "manifest.json", "logs"}
+    assert {p.name for p in folder.iterdir()} == {"server.ova", "server.raw.gz", "SHA256SUMS", "manifest.json", "logs",
+                                                  "inventory.json", "report.html"}  # fmt: skip
     assert hashlib.sha256(source.read_bytes()).digest() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Old Server.qcow2", "layers", "out"]
     command("convert", folder / "server.ova", "--to", "qcow2", "--name", "back", "--output", tmp_path / "out")

@@ -291,7 +291,7 @@ def test_a_guest_under_secure_boot_with_a_tpm_is_provisioned(command: Command) -
     output = command.output / "secure"
     assert "remembered".encode("utf-16-le") in (output / "secure.variables.fd").read_bytes()
     assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
-        "SHA256SUMS", "manifest.json", "secure.raw", "secure.variables.fd",
+        "SHA256SUMS", "inventory.json", "manifest.json", "report.html", "secure.raw", "secure.variables.fd",
     ]  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in (command.store / "layers").glob(f"*/{KEPT}")} == {0o600}
 
