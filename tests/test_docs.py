@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_every_command_and_option_in_the_docs_is_there(page: Path) -> None:
                 continue
             command = top.commands.get(words[1])
             assert command is not None, line
-            rest = words[2:]
+            rest = list(itertools.takewhile(lambda word: word != "--", words[2:]))
             if hasattr(command, "commands") and rest and re.fullmatch("[a-z]+", rest[0]):
                 assert rest[0] in command.commands, line
                 command = command.commands[rest[0]]
