@@ -22,7 +22,7 @@ from imagesmith.errors import BuildError, ImagesmithError
 from imagesmith.host import Host
 from imagesmith.inventory import File, Inventory
 from imagesmith.look.ext4 import Ext4Reader
-from imagesmith.look.inventory import of_tar, take
+from imagesmith.look.inventory import of_disk, of_tar, take
 from imagesmith.look.reader import TarReader
 from imagesmith.look.squashfs import SquashfsReader
 from tests.conftest import Command, Golden
@@ -154,6 +154,13 @@ def archive_of(files: dict[str, str]) -> io.BytesIO:
             tar.addfile(member, io.BytesIO(text.encode()))
     buffer.seek(0)
     return buffer
+
+
+def test_a_disk_that_cannot_be_looked_into_fails_no_build(tmp_path: Path) -> None:
+    ask("qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "empty.qcow2", "16M")
+    found = of_disk(tmp_path / "empty.qcow2", Host())
+    assert found.files == {}
+    assert "was not looked at" in found.notes[0]
 
 
 def test_what_is_published_lets_nobody_guess_at_secrets(tree: Path) -> None:

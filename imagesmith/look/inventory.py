@@ -48,16 +48,21 @@ def take(reader: Listing) -> Inventory:
 
 
 def of_disk(image: Path, host: Host) -> Inventory:
-    """Take the inventory of a qcow2 of ours. Where its root is no ext4, the notes say so and nothing else is there."""
-    with exported(image, host, writable=False) as raw:
-        try:
+    """Take the inventory of a qcow2 of ours.
+
+    Where its root is no ext4, or this host cannot open it (without FUSE), the notes say so and nothing else is there:
+    no build fails because of that.
+    """
+    try:
+        with exported(image, host, writable=False) as raw:
             root = root_of(find_partitions(raw, host))
             if root.fstype not in EXT:
-                raise BuildError(f"its root file system is {root.fstype or 'none that is known'}")
+                what = root.fstype or "none that is known"
+                raise BuildError(f"its root file system is {what}, and builds look into ext4 alone")
             with Ext4Reader(raw, root.offset) as reader:
                 return take(reader)
-        except BuildError as error:
-            return Inventory(notes=[f"{error.message}: builds look into ext4 alone"])
+    except BuildError as error:
+        return Inventory(notes=[f"what is in the image was not looked at: {error.message}"])
 
 
 def of_tar(archive: BinaryIO) -> Inventory:
