@@ -56,10 +56,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def layer(path: Path, what: Writes, samples: Path, below: Path | None = None, options: str = "") -> Path:
+def layer(
+    path: Path, what: Writes, samples: Path, below: Path | None = None, options: str = "", size: int = SIZE
+) -> Path:  # fmt: skip
     """A qcow2 layer with these writes in it."""
     on = [] if below is None else ["-F", "qcow2", "-b", below]
-    ask("qemu-img", "create", "-q", "-f", "qcow2", *(["-o", options] if options else []), *on, path, str(SIZE))
+    ask("qemu-img", "create", "-q", "-f", "qcow2", *(["-o", options] if options else []), *on, path, str(size))
     commands = [word for command, at, length in what for word in ("-c", f"{command} {at * 512} {length * 512}")]
     if commands:
         ask("qemu-io", "-f", "qcow2", *commands, path, cwd=samples)

@@ -19,7 +19,7 @@ from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.outputs._common import GIB, MIB, write_qcow2
 from imagesmith.outputs._ovf import write_package
 from imagesmith.outputs._vhdx import write_vhdx
-from imagesmith.outputs._vmdk import write_vmdk
+from imagesmith.outputs._vmdk import write_sparse_vmdk
 
 _LIBVIRT = """\
   config.vm.provider :libvirt do |libvirt|
@@ -129,7 +129,7 @@ def _virtualbox(disk: Disk, maker: Maker, work: Path, host: Host, log: Log, extr
 
 
 def _vmware(disk: Disk, maker: Maker, work: Path, host: Host, log: Log, extra: Sequence[int]) -> Contents:
-    write_vmdk(disk, work / "disk.vmdk", maker.seed, host, log, adapter="lsilogic", subformat="monolithicSparse")
+    write_sparse_vmdk(disk, work / "disk.vmdk", maker.seed, host, log)
     (work / "box.vmx").write_text(vmx(maker, uefi="bios" not in disk.firmware), encoding="utf-8")
     return Contents({"provider": "vmware_desktop"}, {name: work / name for name in ("box.vmx", "disk.vmdk")})
 

@@ -18,7 +18,7 @@ from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.outputs._clusters import write_image
-from imagesmith.outputs._qcow2 import CODECS, LAYOUT, Base
+from imagesmith.outputs._qcow2 import CODECS, LAYOUT, Base, Qcow2
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -93,7 +93,8 @@ def write_qcow2(
 
     ``compression`` is zstd, zlib or none. What ``disk.earlier`` has of it is copied from there (see _clusters).
     """
-    write_image(disk, target, host, log, codec=CODECS.get(compression), base=base)
+    below = None if base is None else (base.path, base.format)
+    write_image(disk, target, host, log, Qcow2(CODECS.get(compression), base), below=below)
     alone = {"driver": "qcow2", "file": {"driver": "file", "filename": str(target)}, "backing": None}
     host.run(["qemu-img", "check", "-q", f"json:{json.dumps(alone)}"], purpose=f"check {target.name}")
 

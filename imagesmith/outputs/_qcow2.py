@@ -112,10 +112,11 @@ CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (Zlib(), Zstd())}
 
 
 class Stored(NamedTuple):
-    """A cluster's data in an image: where, and how many bytes (a whole cluster of them: not compressed)."""
+    """A cluster's data in an image: where, how many bytes, and whether they are the cluster's own, not compressed."""
 
     offset: int
     size: int
+    whole: bool = False
 
 
 class Image:
@@ -194,7 +195,7 @@ class Image:
                 if entry & _COMPRESSED:
                     packed.append((*self._place(entry), first + index))
                 elif offset := entry & _OFFSET:
-                    found[first + index] = Stored(offset, CLUSTER)
+                    found[first + index] = Stored(offset, CLUSTER, True)
         packed.sort()
         for (offset, sectors, cluster), (end, _, _) in zip(packed, [*packed[1:], (0, 0, 0)], strict=False):
             exact = (end - 1) // _SECTOR - offset // _SECTOR == sectors
@@ -206,25 +207,14 @@ class Image:
         return {first + index for first, table in self._tables() for index, entry in enumerate(table)
                 if entry & (_COMPRESSED | _ZERO) == _ZERO}  # fmt: skip
 
-    def whole(self, stored: Stored) -> bytes:
-        """The bytes of a cluster that is not compressed."""
-        return self._read(stored.offset, CLUSTER)
+    def bytes_of(self, cluster: int, stored: Stored) -> bytes:
+        """The bytes of a cluster that ``stored`` tells of. Raises Refused where they are damaged."""
+        return self._read(stored.offset, CLUSTER) if stored.whole else self.expand(cluster)
 
     def copy(self, offset: int, size: int, into: int, at: int) -> None:
         """Copy a part of the file into another one, by the kernel where it can. Raises OSError, Refused."""
-        offset += self._at
-        while size:
-            try:
-                done = os.copy_file_range(self.fd, into, min(size, _COPY), offset, at)
-            except OSError as error:
-                if error.errno not in _CANNOT:
-                    raise
-                data = os.pread(self.fd, min(size, _PIECE), offset)
-                write_all(into, data, at)
-                done = len(data)
-            if not done:
-                raise Refused(f"{self._name} is only the beginning of a qcow2 image")
-            offset, at, size = offset + done, at + done, size - done
+        if not copied(self.fd, self._at + offset, size, into, at):
+            raise Refused(f"{self._name} is only the beginning of a qcow2 image")
 
 
 def _table(data: bytes) -> array[int]:
@@ -244,6 +234,28 @@ class Base:
     path: Path
     name: str
     format: str
+
+
+@dataclass(frozen=True)
+class Qcow2:
+    """The format, to be written by _clusters: ``codec`` None does not compress."""
+
+    codec: Codec | None
+    base: Base | None = None
+    magic = MAGIC
+
+    def writer(self, fd: int, size: int) -> Writer:
+        """Begin an image."""
+        return Writer(fd, size, self.codec, self.base)
+
+    def opened(self, fd: int, name: str, at: int, size: int) -> Image:
+        """Open an image that was written before. Raises Refused."""
+        return Image(fd, name, at)
+
+    def squeeze(self, cluster: int, data: bytes) -> bytes | None:
+        """Compress a cluster; None where that makes it no smaller."""
+        squeezed = None if self.codec is None else self.codec.compress(data)
+        return squeezed if squeezed is not None and len(squeezed) < CLUSTER else None
 
 
 class Writer:
@@ -330,6 +342,23 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
     while data:
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done
+
+
+def copied(fd: int, offset: int, size: int, into: int, at: int) -> bool:
+    """Copy a part of a file into another one, by the kernel where it can; false: it ended before. Raises OSError."""
+    while size:
+        try:
+            done = os.copy_file_range(fd, into, min(size, _COPY), offset, at)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            data = os.pread(fd, min(size, _PIECE), offset)
+            write_all(into, data, at)
+            done = len(data)
+        if not done:
+            return False
+        offset, at, size = offset + done, at + done, size - done
+    return True
 
 
 def _refcount_clusters(used: int) -> tuple[int, int]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from uuid import UUID
 
 from imagesmith.errors import BuildError
 from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log
+from imagesmith.outputs import _grains
+from imagesmith.outputs._clusters import write_image
 from imagesmith.outputs._common import convert, identifier
 
 _SECTOR = 512
@@ -19,15 +22,20 @@ _HEADER = struct.Struct("<4sIIQQQQ")
 """magicNumber, version, flags, capacity, grainSize, descriptorOffset, descriptorSize (the last four in sectors)."""
 
 
-def write_vmdk(
-    disk: Disk, target: Path, seed: str, host: Host, log: Log, *, adapter: str, subformat: str = "streamOptimized",
-) -> None:  # fmt: skip
-    """Write the disk as a VMDK of one file that names itself the same way every time.
+def write_vmdk(disk: Disk, target: Path, seed: str, host: Host, log: Log, *, adapter: str) -> None:
+    """Write the disk as a streamOptimized VMDK that names itself the same way every time.
 
-    ``adapter`` is ``ide`` or ``lsilogic``: what the descriptor says the disk was made for.
+    ``adapter`` is ``ide`` or ``lsilogic``: what the descriptor says the disk was made for. What ``disk.earlier`` has of
+    it is copied from there (see _clusters). Raises ToolFailed.
     """
-    options = {"subformat": subformat, "adapter_type": adapter}
-    convert(disk, target, "vmdk", host, log, options=options)
+    name = identifier(seed, "vmdk")
+    form = _grains.Grains(lambda sectors: _grains.text(target.name, sectors, adapter, _content(name), str(name)))
+    write_image(disk, target, host, log, form)
+
+
+def write_sparse_vmdk(disk: Disk, target: Path, seed: str, host: Host, log: Log) -> None:
+    """Write the disk as a monolithicSparse VMDK for LSI Logic's controller, likewise. Raises ToolFailed, BuildError."""
+    convert(disk, target, "vmdk", host, log, options={"subformat": "monolithicSparse", "adapter_type": "lsilogic"})
     with target.open("r+b") as stream:
         magic, _, _, _, _, offset, size = _HEADER.unpack(stream.read(_HEADER.size))
         if magic != b"KDMV" or not offset or not size:
@@ -41,6 +49,9 @@ def write_vmdk(
 def settle(descriptor: str, seed: str) -> str:
     """Replace qemu-img's random content id, and add the image's UUID, without which VirtualBox refuses the disk."""
     name = identifier(seed, "vmdk")
-    content_id = name.int % 0xFFFFFFFE  # ffffffff means "no parent", fffffffe "not written yet"
-    text = re.sub(r"(?m)^CID=[0-9a-f]+$", f"CID={content_id:08x}", descriptor, count=1)
+    text = re.sub(r"(?m)^CID=[0-9a-f]+$", f"CID={_content(name):08x}", descriptor, count=1)
     return text.rstrip("\n") + f'\nddb.uuid.image = "{name}"\n'
+
+
+def _content(name: UUID) -> int:
+    return name.int % 0xFFFFFFFE  # ffffffff means "no parent", fffffffe "not written yet"

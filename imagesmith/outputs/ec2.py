@@ -14,6 +14,7 @@ from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
 from imagesmith.outputs._fit import demand_arch, demand_drivers
+from imagesmith.outputs._grains import sameness as stream_sameness
 from imagesmith.outputs._raw import write_raw
 from imagesmith.outputs._vmdk import write_vmdk
 
@@ -21,7 +22,7 @@ _DRIVERS = [("nvme", "ena"), ("xen_blkfront", "xen_netfront")]
 """Instances built on Nitro, and the older ones on Xen."""
 
 
-class Ec2(DiskOutput, name="ec2", version=1, shorthand="bucket"):
+class Ec2(DiskOutput, name="ec2", version=2, shorthand="bucket"):
     """What Amazon's VM import takes: a disk, to be put into an S3 bucket, and the JSON that names it there.
 
     Upload NAME.ec2.vmdk (or NAME.ec2.raw), then: ``aws ec2 import-image --boot-mode legacy-bios --disk-containers
@@ -40,6 +41,11 @@ class Ec2(DiskOutput, name="ec2", version=1, shorthand="bucket"):
     def label(self) -> str:
         """Tell the two formats apart."""
         return f"ec2.{self.format}"
+
+    @property
+    def sameness(self) -> str:
+        """See Output."""
+        return stream_sameness() if self.format == "vmdk" else ""
 
     def fit(self, arch: str, firmware: Sequence[str]) -> None:
         """See Output. The API's Architecture is i386 or x86_64 (EC2 API Reference, ImportImage)."""

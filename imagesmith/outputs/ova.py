@@ -13,6 +13,7 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
+from imagesmith.outputs._grains import sameness as stream_sameness
 from imagesmith.outputs._ovf import Hardware, demand_pc, manifest, write_package
 from imagesmith.outputs._sign import Signing, certificate
 
@@ -20,7 +21,7 @@ _USTAR_LIMIT = 8 << 30
 """Bytes: a ustar header has eleven octal digits for a member's size (POSIX.1-2017, pax)."""
 
 
-class Ova(DiskOutput, name="ova", version=2, shorthand="hardware"):
+class Ova(DiskOutput, name="ova", version=3, shorthand="hardware"):
     """An appliance in one file: OVF descriptor, manifest and a streamOptimized VMDK, for VirtualBox, VMware, oVirt.
 
     ``generic`` hardware is an IDE disk and a virtio network adapter, ``virtualbox`` SATA and Intel e1000, ``vmware``
@@ -30,6 +31,11 @@ class Ova(DiskOutput, name="ova", version=2, shorthand="hardware"):
 
     hardware: Hardware = Field("generic", description="The virtual hardware that the descriptor asks for")
     sign: Signing | None = Field(None, description="Who vouches for it")
+
+    @property
+    def sameness(self) -> str:
+        """See Output: of the disk in it."""
+        return stream_sameness()
 
     def fit(self, arch: str, firmware: Sequence[str]) -> None:
         """See Output."""

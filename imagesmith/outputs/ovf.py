@@ -11,11 +11,12 @@ from imagesmith.host import Host
 from imagesmith.interfaces import Disk, Log, Maker
 from imagesmith.kinds import DiskOutput
 from imagesmith.outputs._common import finish, workspace
+from imagesmith.outputs._grains import sameness as stream_sameness
 from imagesmith.outputs._ovf import Hardware, demand_pc, manifest, write_package
 from imagesmith.outputs._sign import Signing, certificate
 
 
-class Ovf(DiskOutput, name="ovf", version=2, shorthand="hardware"):
+class Ovf(DiskOutput, name="ovf", version=3, shorthand="hardware"):
     """The files of an OVA side by side: OVF descriptor, manifest and a streamOptimized VMDK.
 
     ``generic`` hardware is an IDE disk and a virtio network adapter, ``virtualbox`` SATA and Intel e1000, ``vmware``
@@ -25,6 +26,11 @@ class Ovf(DiskOutput, name="ovf", version=2, shorthand="hardware"):
 
     hardware: Hardware = Field("generic", description="The virtual hardware that the descriptor asks for")
     sign: Signing | None = Field(None, description="Who vouches for it")
+
+    @property
+    def sameness(self) -> str:
+        """See Output: of the disk in it."""
+        return stream_sameness()
 
     def fit(self, arch: str, firmware: Sequence[str]) -> None:
         """See Output."""

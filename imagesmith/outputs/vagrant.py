@@ -16,6 +16,7 @@ from imagesmith.interfaces import Artifact, Disk, Log, Maker
 from imagesmith.kinds import UNKEYED, DiskOutput, NewPath, Options, RecipeFile, Size
 from imagesmith.outputs import _box, _catalog
 from imagesmith.outputs._common import finish, qcow2_sameness, workspace
+from imagesmith.outputs._grains import sameness as stream_sameness
 
 
 class Catalog(Options):
@@ -27,7 +28,7 @@ class Catalog(Options):
                      description="Where users find that folder on the web; without it, on this machine")  # fmt: skip
 
 
-class Vagrant(DiskOutput, name="vagrant", version=2, shorthand="provider"):
+class Vagrant(DiskOutput, name="vagrant", version=3, shorthand="provider"):
     """A Vagrant box. The image should have what Vagrant logs in with.
 
     That is: a user ``vagrant`` with Vagrant's insecure public key and sudo without a password, DHCP on the first
@@ -59,7 +60,9 @@ class Vagrant(DiskOutput, name="vagrant", version=2, shorthand="provider"):
 
     @property
     def sameness(self) -> str:
-        """See Output: the disk in a box for libvirt is a qcow2 like any other."""
+        """See Output: the disk in a box for libvirt is a qcow2 like any other, that for virtualbox an appliance's."""
+        if self.provider == "virtualbox":
+            return stream_sameness()
         return qcow2_sameness("zstd") if self.provider in ("libvirt", "qemu") and not self.extra_disks else ""
 
     def fit(self, arch: str, firmware: Sequence[str]) -> None:
