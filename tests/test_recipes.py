@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -23,6 +24,13 @@ def asked_for(recipe: Path) -> list[str]:
     return [name for name, said in declared.items() if isinstance(said, dict) and not {"default", "secret"} & set(said)]
 
 
+@cache
+def schema() -> jsonschema.Draft202012Validator:
+    """The schema of recipes, which is itself right."""
+    jsonschema.Draft202012Validator.check_schema(reference.schema())
+    return jsonschema.Draft202012Validator(reference.schema())
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_a_recipe_of_ours_is_fine_as_it_stands(recipe: Path, command: Command, tmp_path: Path) -> None:
     file = tmp_path / "given.img"
@@ -35,8 +43,7 @@ def test_a_recipe_of_ours_is_fine_as_it_stands(recipe: Path, command: Command, t
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_editors_have_no_complaint_about_a_recipe_of_ours(recipe: Path) -> None:
-    jsonschema.Draft202012Validator.check_schema(reference.schema())
-    jsonschema.validate(yaml.safe_load(recipe.read_text()), reference.schema())
+    schema().validate(yaml.safe_load(recipe.read_text()))
 
 
 def test_every_recipe_says_what_it_is_for(pytestconfig: pytest.Config) -> None:
