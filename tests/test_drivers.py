@@ -321,14 +321,13 @@ def test_files_can_be_put_into_a_throw_away_copy_of_any_disk(small_disk: Path, t
 # -- partitions of a disk ---------------------------------------------------------------------------------------------
 
 
-@as_root
-@pytest.mark.parametrize("point", ["boot", "var/lib/deep"])
-def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path, point: str) -> None:
-    raw, base, into = tmp_path / "raw", tmp_path / "base", tmp_path / "into"
+def two_partitions(tmp_path: Path, point: str) -> Path:
+    """A disk whose guest has a second file system, with a kernel in it, at this mount point."""
+    raw, base = tmp_path / "raw", tmp_path / "base"
     guest(tmp_path / "tree")
     (tmp_path / "tree" / point).mkdir(parents=True)
     (tmp_path / "tree/etc/fstab").write_text(f"LABEL=start /{point} ext4 defaults 0 2\nUUID=not-here /data ext4\n")
-    for folder in (base, into, tmp_path / "boot"):
+    for folder in (base, tmp_path / "boot"):
         folder.mkdir()
     (tmp_path / "boot/kernel").write_text("a kernel")
     HOST.run(["truncate", "--size", "160M", raw], purpose="make a test disk")
@@ -338,6 +337,14 @@ def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path,
         HOST.run(["mke2fs", "-q", "-t", "ext4", "-L", label, "-d", tmp_path / name, "-E", f"offset={at << 20}", raw,
                   f"{size}M"], purpose="make a test disk")  # fmt: skip
     HOST.run(["qemu-img", "convert", "-O", "qcow2", raw, base / "disk.qcow2"], purpose="make a test disk")
+    return base
+
+
+@as_root
+@pytest.mark.parametrize("point", ["boot", "var/lib/deep"])
+def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path, point: str) -> None:
+    base, into = two_partitions(tmp_path, point), tmp_path / "into"
+    into.mkdir()
     with NativeDisk(HOST).session([base], epoch=EPOCH, log=print) as session, session.layer(into, log=print) as root:
         assert root.read(f"/{point}/kernel") == b"a kernel"
         root.run(["sh", "-c", f"echo newer >/{point}/kernel"])
@@ -354,6 +361,23 @@ def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path,
         assert stream is not None
         assert stream.read() == b"newer\n"
     assert (into / "disk.qcow2").read_bytes() == before, "an output wrote to a layer"
+
+
+@pytest.mark.slow
+def test_the_appliance_mounts_partitions_below_the_root_too(tmp_path: Path) -> None:
+    below = [two_partitions(tmp_path, "boot")]
+    with Guestfs(HOST, accelerator="tcg").session(below, epoch=EPOCH, log=print) as session:
+        for number in (1, 2):
+            below.append(tmp_path / f"layer{number}")
+            below[-1].mkdir()
+            with session.layer(below[-1], log=print) as root:
+                assert root.read("/boot/kernel") == (b"a kernel" if number == 1 else b"newer1\n")
+                root.run(["sh", "-c", f"echo newer{number} >/boot/kernel"])
+    for number in (1, 2):
+        with exported(below[number] / "disk.qcow2", HOST, writable=False) as disk:
+            name = f"{disk}?offset={1 << 20}"
+            assert HOST.run(["debugfs", "-R", "cat /kernel", name], purpose="look").text == f"newer{number}\n"
+            assert "needs_recovery" not in HOST.run(["dumpe2fs", "-h", name], purpose="look").text
 
 
 @as_root
