@@ -79,7 +79,7 @@ def _told(found: Difference, images: tuple[int, int], most: int | None) -> Itera
             yield from _cut([f"  {c.sign} {_words(c)}" for c in changes], most)
     if found.files:
         yield _heading("files", found.files)
-        for lines in _groups(found.files):
+        for lines in _groups(found.files, whole=most is None):
             yield from _cut(lines, most)
     if found.same:
         yield "the same: packages, files, modes, owners, services, users, kernels"
@@ -106,10 +106,19 @@ def _words(change: Change) -> str:
     return f"{change.name}: {value}" if value else change.name
 
 
-def _groups(files: Sequence[FileChange]) -> Iterator[list[str]]:
-    """Added, removed, and changed ones, those with other modes or owners first."""
+def _groups(files: Sequence[FileChange], *, whole: bool) -> Iterator[list[str]]:
+    """Added, removed, and changed ones, those with other modes or owners first.
+
+    Unless all is wanted (``whole``), a folder that is added or removed stands for what is in it.
+    """
+    from imagesmith.compare import folded
+
     for sign in "+-":
-        yield [f"  {sign} {c.path}" for c in files if c.sign == sign]
+        some = [c for c in files if c.sign == sign]
+        if whole:
+            yield [f"  {sign} {c.path}" for c in some]
+        else:
+            yield [f"  {sign} {c.path}" + (f" and {count:,} in it" if count else "") for c, count, _ in folded(some)]
     changed = [c for c in files if c.sign == "~"]
     changed.sort(key=lambda c: (not {"mode", "owner", "type"} & set(c.how), c.path))
     yield [f"  ~ {c.path}: {c.told()}" for c in changed]

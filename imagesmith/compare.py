@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,21 @@ def counted(changes: Iterable[Change | FileChange]) -> dict[str, int]:
     for change in changes:
         found[change.sign] += 1
     return found
+
+
+def folded(changes: Iterable[FileChange]) -> list[tuple[FileChange, int, int]]:
+    """Added or removed files without those in folders that are added or removed as a whole.
+
+    With each: how many are in it, and the bytes by which it all grew.
+    """
+    top: dict[str, str] = {}
+    found: dict[str, tuple[FileChange, int, int]] = {}
+    for change in sorted(changes, key=lambda one: one.path):
+        above = top.get(posixpath.dirname(change.path))
+        top[change.path] = above or change.path
+        first, count, grown = found[above] if above else (change, -1, 0)
+        found[above or change.path] = (first, count + 1, grown + change.grown)
+    return list(found.values())
 
 
 def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imagesmith import render
-from imagesmith.compare import Change, Difference, FileChange, counted
+from imagesmith.compare import Change, Difference, FileChange, counted, folded
 from imagesmith.errors import ImagesmithError
 from imagesmith.failure import cause, headline
 from imagesmith.inventory import Inventory
@@ -221,9 +221,9 @@ def _changes(before: Before | None) -> dict[str, Any] | None:
             for title, changes in named if changes
         ],
         "files": [
-            {"title": title, "more": max(0, len(some) - _FILES), "count": f"{len(some):,}", "rows": [
-                {"sign": c.sign, "path": clean(c.path), "told": c.told(), "grown": _signed(c.grown) if c.grown else ""}
-                for c in some[:_FILES]]}
+            {"title": title, "more": max(0, len(rows) - _FILES), "count": f"{len(some):,}", "rows": [
+                {"sign": c.sign, "path": clean(c.path), "told": c.told() or (f"and {count:,} in it" if count else ""),
+                 "grown": _signed(grown) if grown else ""} for c, count, grown in rows[:_FILES]]}
             for title, some in (
                 ("added", [c for c in found.files if c.sign == "+"]),
                 ("removed", [c for c in found.files if c.sign == "-"]),
@@ -231,6 +231,7 @@ def _changes(before: Before | None) -> dict[str, Any] | None:
                 ("changed", [c for c in found.files if c.sign == "~" and not {"mode", "owner"} & set(c.how)]),
             )
             if some
+            for rows in [folded(some) if some[0].sign in "+-" else [(c, 0, c.grown) for c in some]]
         ],
         "size": _signed(found.sizes[1] - found.sizes[0]), "unsure": found.unsure,
     }  # fmt: skip

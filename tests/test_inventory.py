@@ -241,6 +241,14 @@ def test_long_lists_are_cut_and_say_so() -> None:
     assert "+ … and 30 more (--all shows them)" in said
 
 
+def test_a_folder_that_came_or_went_stands_for_what_is_in_it() -> None:
+    file, folder = File(0o100644, 0, 0, 1000, "a" * 64), File(0o40755, 0, 0, 0, "")
+    more = {"/opt": folder, "/opt/tool": folder, **{f"/opt/tool/{n}": file for n in range(30)}, "/srv/x": file}
+    found = difference(_system(), _system(files=dict(_system().files) | more))
+    assert list(_told(found, (0, 0), 20))[1:3] == ["  + /opt and 31 in it", "  + /srv/x"]
+    assert "  + /opt/tool/7" in list(_told(found, (0, 0), None))
+
+
 def test_images_and_folders_are_compared(golden: Golden, command: Command, tmp_path: Path) -> None:
     ran = command("diff", golden.folder, golden.folder / "golden.libvirt.box")
     assert "the same: packages, files, modes" in ran.out
