@@ -65,7 +65,9 @@ def test_a_failed_step_opens_the_tree_as_it_left_it(recipe: Path, command: Comma
     user.expect("# ")
     user.type("exit 5\n")
     assert user.end() == 1
-    assert "travel.yaml:8:5: 3 break: the commands failed" in user.seen
+    assert "imagesmith: 3 break: the commands failed (exit status 1)" in user.seen
+    assert "travel.yaml:8 (step 3 of 3)" in user.seen
+    assert "  shell: imagesmith build" not in user.seen  # that is where the user was
     assert contents(command.store) == before  # neither the step's layer nor what was changed in the shell
 
 
