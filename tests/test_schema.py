@@ -1,4 +1,4 @@
-"""The schema that editors read: every option has a meaning, and an example that is right; and an editor's own server."""
+"""The schema that editors read: every option has a meaning and right examples; and an editor's own server."""
 
 from __future__ import annotations
 
