@@ -58,7 +58,11 @@ def shown(style: str, *, verbose: bool = False) -> Iterator[Shown]:
     elif style == "github":
         from imagesmith.view_github import GitHub
 
-        yield Shown(GitHub(_write))
+        view = GitHub(_write)
+        try:
+            yield Shown(view)
+        finally:
+            view.close()
     elif _can_be_drawn_on():
         with _picture(verbose) as picture:
             yield Shown(picture, picture)

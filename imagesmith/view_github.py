@@ -77,17 +77,20 @@ class GitHub:
     def _end(self, event: Event) -> None:
         if event.node == self._open:
             self._close()
-        elif event.node in self._held:
-            lines = self._held.pop(event.node)
-            if lines:
-                self._write(f"::group::{_data(clean(event.node))}")
-                for line in lines:
-                    self._write(line)
-                self._write("::endgroup::")
+        else:
+            self._let_go(event.node)
         self._write(harmless(headline(event)))
         if event.event == "node-failed" and event.data.get("left"):
             self._write(command("warning", f"{event.data['error']}\ntried again", title=event.node,
                                 place=str(event.data.get("where", ""))))  # fmt: skip
+
+    def _let_go(self, name: str) -> None:
+        """Write what was held back of a node."""
+        if lines := self._held.pop(name, []):
+            self._write(f"::group::{_data(clean(name))}")
+            for line in lines:
+                self._write(line)
+            self._write("::endgroup::")
 
     def _close(self) -> None:
         if self._open:
@@ -95,8 +98,10 @@ class GitHub:
             self._open = ""
 
     def close(self) -> None:
-        """Nothing more comes: end the fold that is open."""
+        """Nothing more comes: end the fold that is open, and write what nodes logged that did not end."""
         self._close()
+        for name in list(self._held):
+            self._let_go(name)
 
 
 def command(name: str, message: str, *, title: str = "", place: str = "") -> str:

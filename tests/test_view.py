@@ -109,6 +109,18 @@ def test_in_githubs_log_folds_have_one_nodes_lines_and_foreign_words_are_no_comm
     assert seen == ["output qcow2", "output qcow2"]
 
 
+def test_what_was_at_work_when_a_build_ended_is_in_githubs_log_too() -> None:
+    said: list[str] = []
+    show = GitHub(said.append)
+    show(Event("plan", "web", data={"tree": TREE}))
+    for node in ("2 configure", "output qcow2"):
+        show(Event("node-start", "web", node))
+        show(Event("node-log", "web", node, data={"line": "at work"}))
+    show.close()
+    end = ["| at work", "::endgroup::"]
+    assert said == ["::group::2 configure", *end, "::group::output qcow2", *end]
+
+
 def test_an_annotation_is_escaped_as_the_toolkit_does_and_names_files_from_the_workspace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
