@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -13,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from imagesmith.archive import archive_of
+from imagesmith.interfaces import Result
+from imagesmith.machine.visit import ADMIT, NO_SERVER, NO_USER
 from tests.conftest import Command, Golden
 from tests.terminals import Terminal, works_as_a_terminal
+from tests.trees import Shop, tiny
 
 # 16-bit code at 0x7c00: shows its text (int 0x10, function 0x0e), then whatever is typed (int 0x16, function 0).
 ECHO = bytes.fromhex("31c0 8ed8 be1c7c ac 84c0 7406 b40e cd10 ebf5 30e4 cd16 b40e cd10 ebf6") + b"type: \0"
@@ -76,6 +82,47 @@ def test_what_cannot_run_is_told_before_anything_boots(echo: Path, command: Comm
         assert said in command("run", *words, expect=2).err
     (tmp_path / "new.yaml").write_text("base: {disk: {path: echo.img}}\nsteps: [{cleanup: false}]\noutputs: [raw]\n")
     assert "is not built as it stands now; build it first" in command("run", tmp_path / "new.yaml", expect=2).err
+
+
+PASSWD = """\
+root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1::/usr/sbin:/usr/sbin/nologin
+service:x:1000:1000::/srv:/usr/sbin/nologin
+ops:x:1001:1002::/home/ops:/bin/sh
+other:x:1002:1002::/home/other:/bin/sh
+nobody:x:65534:65534::/:/bin/sh
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passwd", "who", "home", "owner"),
+    [("", PASSWD, "ops", "home/ops", "1001:1002"), ("other", PASSWD, "other", "home/other", "1002:1002"),
+     ("", PASSWD.splitlines(keepends=True)[0], "root", "root", "0:0")],
+)  # fmt: skip
+def test_the_key_goes_to_the_first_ordinary_user(
+    tmp_path: Path, wanted: str, passwd: str, who: str, home: str, owner: str
+) -> None:
+    tiny(tmp_path)
+    system = tmp_path / "system"
+    system.mkdir(mode=0o755)
+    with tarfile.open(tmp_path / "tiny.tar") as archive:
+        archive.extractall(system)
+    (system / "etc/passwd").write_text(passwd)
+    (system / "home").mkdir()
+    with Shop().tree(system) as root:
+
+        def admit(wanted: str) -> Result:
+            script = ADMIT.format(user=shlex.quote(wanted), key=shlex.quote("ssh-ed25519 AAAA it's mine"))
+            return root.run(["sh", "-c", script], check=False)
+
+        assert admit(wanted).status == NO_SERVER
+        root.unpack(archive_of(lambda archive: archive.data("/usr/sbin/sshd", b"", mode=0o755), epoch=0))
+        done = admit(wanted)
+        assert (done.status, done.output.split()[-1]) == (0, who)
+        assert root.read(f"/{home}/.ssh/authorized_keys") == b"ssh-ed25519 AAAA it's mine\n"
+        seen = root.run(["stat", "-c", "%u:%g %a", f"/{home}/.ssh", f"/{home}/.ssh/authorized_keys"]).output
+        assert seen.split() == [owner, "700", owner, "600"]
+        assert admit("nobody-here").status == NO_USER
 
 
 @pytest.mark.slow

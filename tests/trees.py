@@ -79,7 +79,7 @@ def tiny(folder: Path) -> Path:
         for name in ("bin", "etc", "root", "tmp"):
             archive.directory(name)
         archive.data("bin/busybox", busybox, mode=0o755)
-        for program in ("sh", "cat", "echo", "env", "ls", "mkdir", "rm"):
+        for program in ("sh", "cat", "chown", "echo", "env", "ls", "mkdir", "rm", "stat"):
             archive.link(f"bin/{program}", "busybox")
         archive.data("etc/os-release", b"ID=tiny\n")
     recipe = folder / "tiny.yaml"

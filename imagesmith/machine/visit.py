@@ -15,13 +15,13 @@ from imagesmith.machine.guest import BootedGuest
 from imagesmith.machine.ssh import Ssh
 from imagesmith.machine.ssh_login import Credentials, make_key
 
-_NO_SERVER, _NO_USER = 3, 4
+NO_SERVER, NO_USER = 3, 4
 _SECONDS = 120.0
 _HINT = "'--console' shows its serial console, which needs no network"
 
 # Ordinary users have ids from 1000 to 60000 (login.defs(5), UID_MIN and UID_MAX); nobody is 65534.
-_ADMIT = f"""\
-command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || exit {_NO_SERVER}
+ADMIT = f"""\
+command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || exit {NO_SERVER}
 wanted={{user}} key={{key}} found=
 while IFS=: read -r name _ uid gid _ home shell; do
     if [ -n "$wanted" ]; then [ "$name" = "$wanted" ] || continue
@@ -32,7 +32,7 @@ while IFS=: read -r name _ uid gid _ home shell; do
     found=$name; break
 done </etc/passwd
 if [ -z "$found" ]; then
-    [ -z "$wanted" ] || exit {_NO_USER}
+    [ -z "$wanted" ] || exit {NO_USER}
     found=root uid=0 gid=0 home=/root
 fi
 umask 077
@@ -41,6 +41,7 @@ chown "$uid:$gid" "$home/.ssh" "$home/.ssh/authorized_keys" || exit 1
 if command -v restorecon >/dev/null; then restorecon -R "$home/.ssh"; fi
 echo "$found"
 """
+"""For the guest's shell: let a key in, and say for whom."""
 
 
 @contextmanager
@@ -58,10 +59,10 @@ def visit(guest: BootedGuest, host: Host, *, user: str, within: float) -> Iterat
             guest.wait_ready(within)
         except TimedOut as late:
             raise TimedOut(late.message, tail=late.tail, hint=_HINT) from None
-        done = guest.run(_ADMIT.format(user=shlex.quote(user), key=shlex.quote(public)), timeout=_SECONDS)
-        if done.status == _NO_SERVER:
+        done = guest.run(ADMIT.format(user=shlex.quote(user), key=shlex.quote(public)), timeout=_SECONDS)
+        if done.status == NO_SERVER:
             raise BuildError("the guest has no SSH server", hint=_HINT)
-        if done.status == _NO_USER:
+        if done.status == NO_USER:
             raise BuildError(f"the guest has no user '{user}'", hint="name another one with --user")
         if done.status != 0:
             raise BuildError(f"cannot let you into the guest: {done.output.strip()}", hint=_HINT)
