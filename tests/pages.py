@@ -83,6 +83,7 @@ def wild(text: str) -> str:
     """Text without what differs from one run to the next: times, sizes, digests, the width of columns."""
     text = re.sub(r"\b(\d+ min )?\d+(\.\d+)? s\b", "TIME", text)
     text = re.sub(r"\b\d+(\.\d+)? ([KMG]i)?B\b", "SIZE", text)
+    text = re.sub(r"\b\d+ -> \d+ bytes", "SIZES", text)
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b", "HEX", text)
     return "\n".join(re.sub(r" +", " ", line).rstrip() for line in text.strip().splitlines())
 
