@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imagesmith.errors import Complaint, ToolFailed
+from imagesmith.errors import Complaint, TimedOut, ToolFailed
 from imagesmith.host import Host
 from imagesmith.kinds import Kind
 from imagesmith.lint_places import Places, kind_name, node_place
@@ -66,7 +66,7 @@ def _inline(texts: Sequence[_Text], host: Host, places: Places) -> Iterator[tupl
         files = {str(Path(folder, str(number))): text for number, text in enumerate(texts)}
         for file, text in files.items():
             Path(file).write_text(_SECRET.sub("secret", text.text), encoding="utf-8", errors="replace")
-        for said in _ask([*_OPTIONS, "--shell=dash", *files], host) if files else ():
+        for said in _ask([*_OPTIONS, "--shell=dash", "--", *files], host) if files else ():
             text = files[str(said["file"])]
             if said["code"] == _CD_MAY_FAIL and type(text.kind).name == "shell":  # it is run by sh -e
                 continue
@@ -77,7 +77,7 @@ def _inline(texts: Sequence[_Text], host: Host, places: Places) -> Iterator[tupl
 
 
 def _files(scripts: Sequence[Path], host: Host) -> Iterator[tuple[bool, Complaint]]:
-    for said in _ask([*_OPTIONS, *map(str, scripts)], host) if scripts else ():
+    for said in _ask([*_OPTIONS, "--", *map(str, scripts)], host) if scripts else ():
         place = Complaint(Path(said["file"]), int(said["line"]), int(said["column"]), "", _message(said))
         yield _unreadable(said), place
 
@@ -95,6 +95,6 @@ def _ask(argv: Sequence[str], host: Host) -> list[dict[str, Any]]:
     try:
         done = host.run(["shellcheck", *argv], purpose="check shell scripts", ok=(0, 1), timeout=120)
         found = json.loads(done.text)["comments"]
-    except (ToolFailed, ValueError, KeyError):
+    except (ToolFailed, TimedOut, ValueError, KeyError):
         return []
     return [said for said in found if isinstance(said, dict)]
