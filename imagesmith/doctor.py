@@ -116,10 +116,11 @@ def _distribution() -> int:
     return 1 if ids & {"fedora", "rhel", "centos"} else 2 if "arch" in ids else 0
 
 
-def _tool(host: Host, tool: str, use: str) -> Finding:
+def _tool(host: Host, tool: str, use: str, name: str = "") -> Finding:
     found = host.find(tool)
     if found is None:
-        return Finding(tool, False, f"is not installed; it is needed to {use}", _install(tool))
+        missing = f"{tool} is not installed" if name else "is not installed"
+        return Finding(name or tool, False, f"{missing}; it is needed to {use}", _install(tool))
     return Finding(tool, True, found)
 
 
@@ -170,6 +171,8 @@ def _optional(host: Host, tool: str, use: str) -> Finding:
 
 def _namespaces(host: Host) -> Finding:
     name = "user namespaces"
+    if host.find("unshare") is None:
+        return _tool(host, "unshare", "try a user namespace", name)
     try:
         host.run(["unshare", "--user", "--map-root-user", "true"], purpose="try a user namespace", timeout=20)
     except ToolFailed as error:

@@ -60,6 +60,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "supermin": ("supermin", "supermin", "supermin"),
     "swtpm": ("swtpm", "swtpm", "swtpm"),
     "tar": ("tar", "tar", "tar"),
+    "unshare": ("util-linux", "util-linux", "util-linux"),
     "xorriso": ("xorriso", "xorriso", "libisoburn"),
     "xz": ("xz-utils", "xz", "xz"),
     "zstd": ("zstd", "zstd", "zstd"),

@@ -136,6 +136,7 @@ def test_doctor_fails_only_where_nothing_can_be_built(command: Command, tmp_path
     ran = command("doctor", env={**tcg, "PATH": str(tmp_path)}, expect=1)
     assert "MISSING  mmdebstrap" in ran.out
     assert "mend: sudo apt-get install mmdebstrap" in ran.out
+    assert "mend: sudo apt-get install util-linux" in ran.out
     assert "nothing can be built here: mmdebstrap" in ran.err
 
 
