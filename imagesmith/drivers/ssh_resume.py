@@ -107,6 +107,7 @@ class Keeper:
         """
         begun = time.monotonic()
         try:
+            under = layer_files([*below, into])[:-1]
             state = checkpoint.State(self._guest.machine, self._host)
             fits = checkpoint.fit(self._spec, self._guest.machine.qmp.execute("query-version"))
         except (BuildError, OSError) as error:
@@ -115,7 +116,7 @@ class Keeper:
         # The layer will be finished, and be called something else, before all is written.
         layer = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         folder = Path(f"/proc/self/fd/{layer}")
-        disk = [*layer_files([*below, into])[:-1], folder / LAYER_FILE]
+        disk = [*under, folder / LAYER_FILE]
 
         def write() -> None:
             try:
