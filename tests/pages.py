@@ -157,12 +157,16 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """``python -m tests.pages PAGE FOLDER`` shows what each block prints, for whoever writes the page."""
+    """``python -m tests.pages PAGE FOLDER`` shows what each block prints, for whoever writes the page.
+
+    ``!!`` stands before what is not what the page says.
+    """
     folder = Path(sys.argv[2]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     told, status = execute(Path(sys.argv[1]), folder, environment(os.environ))
     for one in told:
-        print(f"-- line {one.block.line}\n{one.block.text}--\n{one.seen}")
+        mark = "!!" if one.expected and not fits(one.expected, one.seen) else "--"
+        print(f"-- line {one.block.line}\n{one.block.text}{mark}\n{one.seen}", flush=True)
     print(f"-- ended with {status}")
 
 
