@@ -140,7 +140,8 @@ def remains(*folders: Path) -> list[str]:
     listed = subprocess.run(["losetup", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-FILE"], capture_output=True,
                             check=False).stdout  # fmt: skip
     loops = json.loads(listed)["loopdevices"] if listed else []
-    return found + [str(loop) for loop in loops if loop["back-maj:min"].strip() not in devices]
+    # one that somebody else detaches at this moment has no file any more
+    return found + [str(loop) for loop in loops if (loop["back-maj:min"] or "").strip() not in {"", *devices}]
 
 
 def gone(*folders: Path) -> list[str]:
