@@ -225,11 +225,26 @@ def test_lint_finds_faults_of_the_archive(ova: Path, tmp_path: Path) -> None:
     assert "a line of the manifest is not SHA256(name)= hex" in faults
 
 
+MOVING = """\
+name: moving
+machine: {memory: 1G, disk: 3G, firmware: [bios, uefi]}
+base: {recipe: %s}
+steps:
+  - packages: [grub2-common]
+outputs: [ova]
+"""
+"""virt-v2v converts no guest that starts by GRUB and has no grub-mkconfig."""
+
+
 @pytest.mark.slow
-def test_virt_v2v_converts_the_appliance_and_what_it_makes_boots(golden: Golden, command: Command) -> None:
+def test_virt_v2v_converts_the_appliance_and_what_it_makes_boots(
+    golden: Golden, command: Command, tmp_path: Path
+) -> None:
     """The whole way of somebody who moves an appliance to KVM: more than ten minutes without it."""
+    (tmp_path / "moving.yaml").write_text(MOVING % golden.recipe)
+    command("build", tmp_path / "moving.yaml")
     with tempfile.TemporaryDirectory(prefix="v2v-", dir="/var/tmp") as folder:
-        ask("virt-v2v", "-i", "ova", next(golden.folder.glob("*.ova")), "-o", "local", "-os", folder, "-of", "qcow2",
+        ask("virt-v2v", "-i", "ova", command.output / "moving/moving.ova", "-o", "local", "-os", folder, "-of", "qcow2",
             "-on", "moved", env=NO_KVM, timeout=2400)  # fmt: skip
         domain = ET.parse(Path(folder, "moved.xml")).getroot()
         assert domain.findtext("name") == "moved"
