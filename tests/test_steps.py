@@ -25,6 +25,8 @@ class System:
 
     def __init__(self, base: Path, folder: Path) -> None:
         self.folders, self.folder, self.host = [base], folder, Host()
+        self.seen: kinds.Seen | None = None
+        """What the last step told."""
 
     def do(self, name: str, value: object = None) -> Path:
         return self.apply(make("steps", name, value, self.folder))
@@ -38,7 +40,7 @@ class System:
                 NativeTree(self.host).session(self.folders, epoch=EPOCH, log=LINES.append) as session,
                 session.layer(into, below=self.folders[-1], log=LINES.append) as root,
             ):
-                step.apply(root)
+                self.seen = step.apply(root)
         except BaseException:
             tree.remove(self.host, into)
             raise

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from imagesmith.apt import release
 from imagesmith.errors import BuildError
 from imagesmith.interfaces import Root
 from imagesmith.kinds import Seen, Step
+from imagesmith.steps import _indexes
 from imagesmith.steps._files import first_found
 
 Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9@][A-Za-z0-9@+._:=~/*<>^-]*$")]
@@ -54,7 +53,7 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         return bool(self.install or self.upgrade)
 
     def apply(self, root: Root) -> Seen | None:
-        """Do it; with apt, return what the repositories' Release files were."""
+        """Do it; return what the repositories' own lists of what they hold were."""
         for path, manage in (
             ("/usr/bin/apt-get", self._apt), ("/usr/bin/dnf", self._dnf), ("/usr/bin/dnf5", self._dnf),
             ("/usr/bin/microdnf", self._dnf), ("/usr/bin/yum", self._dnf), ("/usr/bin/zypper", self._zypper),
@@ -70,7 +69,7 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         seen: Seen = {}
         if self.upgrade or self.install:
             root.run([*_APT, "-o", "APT::Update::Error-Mode=any", "update"])
-            seen = _releases(root)
+            seen = _indexes.apt(root)
         if self.upgrade:
             root.run([*_APT, "upgrade", "--with-new-pkgs", more])
         if self.install:
@@ -81,16 +80,20 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         root.remove(["/var/lib/apt/lists/*"])
         return seen
 
-    def _dnf(self, root: Root, program: str) -> None:
+    def _dnf(self, root: Root, program: str) -> Seen:
         command = [program, "-y", *([] if self.recommends else ["--setopt=install_weak_deps=False"])]
         _each(root, command, ["upgrade"] if self.upgrade else [], "install", self.install, "remove", self.remove)
+        seen = _indexes.dnf(root, program) if self.worldly else {}
         root.run([program, "clean", "all"])
+        return seen
 
-    def _zypper(self, root: Root, program: str) -> None:
+    def _zypper(self, root: Root, program: str) -> Seen:
         command = [program, "--non-interactive"]
+        seen: Seen = {}
         more = "--recommends" if self.recommends else "--no-recommends"
         if self.upgrade or self.install:
             root.run([*command, "refresh"])
+            seen = _indexes.zypper(root)
         if self.upgrade:
             root.run([*command, "update", more])
         if self.install:
@@ -98,36 +101,26 @@ class Packages(Step, name="packages", version=1, shorthand="install"):
         if self.remove:
             root.run([*command, "remove", "--", *self.remove])
         root.run([*command, "clean", "--all"])
+        return seen
 
-    def _apk(self, root: Root, program: str) -> None:
-        _each(root, [program, "--no-cache"], ["upgrade"] if self.upgrade else [], "add", self.install, "del",
-              self.remove)  # fmt: skip
+    def _apk(self, root: Root, program: str) -> Seen:
+        seen: Seen = {}
+        if self.upgrade or self.install:
+            root.run([program, "update"], check=False)  # where a package is missing then, adding it says so
+            seen = _indexes.apk(root)
+        _each(root, [program], ["upgrade"] if self.upgrade else [], "add", self.install, "del", self.remove)
+        root.remove(["/var/cache/apk/*"])
+        return seen
 
-    def _pacman(self, root: Root, program: str) -> None:
+    def _pacman(self, root: Root, program: str) -> Seen:
+        seen: Seen = {}
         if self.install or self.upgrade:  # a partial upgrade is not supported by Arch: both are one
             root.run([program, "-Syu", "--noconfirm", "--needed", "--", *self.install])
+            seen = _indexes.pacman(root)
         if self.remove:
             root.run([program, "-Rns", "--noconfirm", "--", *self.remove])
         root.remove(["/var/cache/pacman/pkg/*", "/var/lib/pacman/sync/*"])
-
-
-_INDEXES = (
-    "apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | sed 's#//[^/@ ]*@#//#' | sort -u"
-)
-"""Without the credentials that may stand in addresses: what it prints is logged."""
-
-
-def _releases(root: Root) -> Seen:
-    asked = root.run(["sh", "-c", _INDEXES])
-    found = {}
-    for line in sorted(set(asked.output.splitlines())):
-        uri, _, suite = line.partition(" ")
-        there = release(uri, suite)
-        try:
-            found[there.url] = hashlib.sha256(root.read(f"/var/lib/apt/lists/{there.file}")).hexdigest()
-        except OSError:  # not signed in place, or not http: it has another name
-            continue
-    return found
+        return seen
 
 
 def _each(
