@@ -30,7 +30,7 @@ test:
 	@$(MAKE) --no-print-directory lint
 	.venv/bin/python -m pytest -m "not slow" --durations=15
 
-QUICK = architecture docs recipe recipes plan keys kinds digests answers_cloud answers_others store
+QUICK = architecture docs recipe recipes plan kinds digests answers_cloud store
 
 test-quick:
 	@tools/setup quick
