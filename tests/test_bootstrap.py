@@ -21,6 +21,7 @@ from imagesmith.drivers.native_tree import NativeTree
 from imagesmith.errors import BuildError, ToolFailed
 from imagesmith.host import Host
 from tests import rootless
+from tests.consumers import ask
 from tests.trees import EPOCH, Shop, bootstrap, make, small_tree
 
 CLEANED = """
@@ -155,6 +156,41 @@ def test_a_folder_may_be_the_mirror(tmp_path: Path) -> None:
     base = make("bases", "bootstrap", {"distribution": "debian", "suite": "bookworm", "mirror": "file:///srv/mirror",
                                        "keyring": str(keys)})  # fmt: skip
     assert base._sources(Shop(), "/k.gpg")[0] == "deb [signed-by=/k.gpg] copy:///srv/mirror bookworm main"
+
+
+def mirror(folder: Path) -> Path:
+    """A mirror in a folder of what the smallest Debian needs, signed by a key of its own, which is returned."""
+    pool, home = folder / "mirror/pool", folder / "gnupg"
+    pool.mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    ask("mmdebstrap", "--mode=root", "--variant=minbase", "--skip=cleanup/apt,essential/unlink", "--format=null",
+        f'--customize-hook=cp "$1"/var/cache/apt/archives/*.deb {pool}', "bookworm")  # fmt: skip
+    gpg = ["gpg", "--homedir", home, "--batch", "--quiet"]
+    ask(*gpg, "--passphrase", "", "--quick-gen-key", "mirror", "default", "sign")
+    for suite in ("bookworm", "bookworm-updates"):
+        index = folder / "mirror/dists" / suite / "main/binary-amd64/Packages"
+        index.parent.mkdir(parents=True)
+        index.write_text("" if suite != "bookworm" else "\n".join(
+            f"{ask('dpkg-deb', '-f', deb).strip()}\nFilename: pool/{deb.name}\nSize: {deb.stat().st_size}\n"
+            f"SHA256: {hashlib.sha256(deb.read_bytes()).hexdigest()}\n" for deb in sorted(pool.iterdir())))  # fmt: skip
+        content = index.read_bytes()
+        release = index.parents[2] / "Release"
+        release.write_text(f"Suite: {suite}\nCodename: {suite}\nArchitectures: amd64\nComponents: main\n"
+                           f"Date: {ask('date', '-Ru').strip()}\nSHA256:\n {hashlib.sha256(content).hexdigest()} "
+                           f"{len(content)} main/binary-amd64/Packages\n")  # fmt: skip
+        ask(*gpg, "--clearsign", "--output", release.with_name("InRelease"), release)
+    (folder / "mirror.gpg").write_bytes(
+        subprocess.run([*map(str, gpg), "--export"], check=True, capture_output=True).stdout
+    )
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False)
+    return folder / "mirror.gpg"
+
+
+@pytest.mark.slow
+def test_a_system_is_made_of_a_mirror_in_a_folder(tmp_path: Path) -> None:
+    keys = mirror(tmp_path)
+    made = bootstrap(tmp_path / "base", Shop(), kernel="none", keyring=str(keys), mirror=f"file://{tmp_path}/mirror")
+    assert "12" in (made / "upper/etc/debian_version").read_text()
 
 
 def test_mirrors_are_those_of_the_host() -> None:
