@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +18,7 @@ from imagesmith.errors import BuildError
 FILE = "inventory.json"
 """What it is called in an output folder."""
 _VERSION = 1
+_LISTS, _MAPPINGS = ("kernels", "notes"), ("packages", "services", "users", "groups")
 
 
 class File(NamedTuple):
@@ -60,12 +62,16 @@ class Inventory:
         return sum(file.size for file in self.files.values())
 
     def public(self) -> Inventory:
-        """The same without the digests of files that not everybody in the guest may read: guesses at what is in one,
-        which may be a secret, could be held against its digest.
+        """The same without the digests of files that not everybody in the guest may read, be it because of a folder
+        above them: guesses at what is in one, which may be a secret, could be held against its digest.
         """
+        passable = {"/": True}
+        for path, file in sorted(self.files.items()):
+            if stat.S_ISDIR(file.mode):
+                passable[path] = bool(file.mode & stat.S_IXOTH) and passable.get(posixpath.dirname(path), True)
         files = {
-            path: file._replace(what="")
-            if stat.S_ISREG(file.mode) and not file.mode & stat.S_IROTH and not file.what.startswith("= ") else file
+            path: file if not stat.S_ISREG(file.mode) or file.what.startswith("= ")
+            or (file.mode & stat.S_IROTH and passable.get(posixpath.dirname(path), True)) else file._replace(what="")
             for path, file in self.files.items()
         }  # fmt: skip
         return Inventory(**{each.name: getattr(self, each.name) for each in fields(self)} | {"files": files})
@@ -90,10 +96,15 @@ def read(path: Path) -> Inventory:
             str(name): File(int(mode, 8), int(uid), int(gid), int(size), str(what))
             for name, (mode, uid, gid, size, what) in plain.pop("files").items()
         }
+        for name, value in plain.items():
+            wanted = dict if name in _MAPPINGS else list if name in _LISTS else str
+            inside = value.values() if isinstance(value, dict) else value
+            if not isinstance(value, wanted) or not all(isinstance(one, str) for one in inside):
+                raise ValueError(f"'{name}' is not what it must be")
         return Inventory(**plain, files=files)
     except OSError as error:
         raise BuildError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BuildError(f"{path} is no inventory: {error}", hint="build again") from None
 
 

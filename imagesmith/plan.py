@@ -20,7 +20,7 @@ DEFAULT_EPOCH = 1704067200
 ONLINE = ("ssh", "winrm")
 """The drivers whose guest is running."""
 ASSEMBLE_VERSION = 2
-INVENTORY_VERSION = 1
+INVENTORY_VERSION = 2
 VERSION, EPOCH = "kind's version", "SOURCE_DATE_EPOCH"
 """Names in a node's ``world``."""
 

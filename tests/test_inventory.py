@@ -118,6 +118,16 @@ def test_a_damaged_file_system_is_told_and_nothing_else_happens(tree: Path, tmp_
     assert "told" in outcomes
 
 
+def test_a_table_that_lies_beyond_every_disk_is_told(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    ask("mke2fs", "-q", "-t", "ext4", "-b", "1024", "-O", "64bit", raw, "8000k")
+    data = bytearray(raw.read_bytes())
+    data[2048 + 0x28 : 2048 + 0x2C] = b"\xff" * 4  # bg_inode_table_hi
+    raw.write_bytes(data)
+    with Ext4Reader(raw, 0) as reader, pytest.raises(BuildError, match="cannot be read"):
+        reader.files()
+
+
 def archive(tree: Path) -> io.BytesIO:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -167,6 +177,16 @@ def test_what_is_published_lets_nobody_guess_at_secrets(tree: Path) -> None:
     files = of_tar(archive(tree)).public().files
     assert files["/etc/shadow"].what == ""
     assert files["/etc/passwd"].what != ""
+
+
+def test_what_is_in_a_closed_folder_is_not_for_everybody() -> None:
+    whole = Inventory(files={
+        "/root": File(0o40700, 0, 0, 0, ""), "/root/bin": File(0o40755, 0, 0, 0, ""),
+        "/root/bin/token": File(0o100644, 0, 0, 8, "a" * 64), "/rooted": File(0o100644, 0, 0, 8, "b" * 64),
+    })  # fmt: skip
+    files = whole.public().files
+    assert files["/root/bin/token"].what == ""
+    assert files["/rooted"].what == "b" * 64
 
 
 _NAMES = st.text(st.characters(exclude_characters="\0/"), min_size=1, max_size=12)
@@ -264,7 +284,9 @@ def test_images_and_folders_are_compared(golden: Golden, command: Command, tmp_p
 
 def test_an_inventory_that_is_none_is_told(tmp_path: Path) -> None:
     file = tmp_path / "inventory.json"
-    for text in ("", "[]", "{}", '{"inventory": 1}', '{"inventory": 7}', '{"inventory": 1, "files": {"/a": [1]}}'):
+    for text in ("", "[]", "{}", '{"inventory": 1}', '{"inventory": 7}', '{"inventory": 1, "files": {"/a": [1]}}',
+                 '{"inventory": 1, "packages": [], "files": {}}', '{"inventory": 1, "kernels": [1], "files": {}}',
+                 "[" * 100_000):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ImagesmithError):
             inventory.read(file)

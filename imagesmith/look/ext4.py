@@ -30,6 +30,8 @@ _MOST_LETTERS = 1 << 28
 _MOST_HOLES = 1 << 32
 """Bytes of holes that are hashed of one file system, of which a small image can promise any number; more have no
 digest."""
+_MOST_ENTRIES = 1 << 28
+"""Entries of tables of blocks that are followed, in a disk of any size."""
 _EXTENTS, _EXTENT_MAGIC = 0x80000, 0xF30A
 # Features without which nothing is understood: names' types, journal to be replayed, extents, 64 bits, multiple mount
 # protection, flexible groups, attributes in inodes, the checksums' seed, large folders, folding of names.
@@ -188,7 +190,7 @@ class Ext4Reader:
             starts = (*((at, 0) for at in range(12)), (12, 1), (12 + each, 2), (12 + each + each**2, 3))
             found = []
             for number, (start, depth) in zip(numbers, starts, strict=True):
-                for at, block in self._mapped(number, depth, start):
+                for at, block in self._mapped(number, depth, start) if number else ():
                     if found and found[-1][1] + found[-1][2] == block and found[-1][0] + found[-1][2] == at:
                         found[-1] = (found[-1][0], found[-1][1], found[-1][2] + 1)
                     else:
@@ -212,15 +214,15 @@ class Ext4Reader:
 
     def _mapped(self, number: int, depth: int, at: int) -> Iterator[tuple[int, int]]:
         """The blocks below an entry of an old map: which one of the file, and which one of the disk; no holes."""
-        if not number:
-            return
         self._spend(number)
         if depth == 0:
             yield at, number
             return
+        self._left -= self._block >> 8  # a table without entries takes its time, too
         each = (self._block // 4) ** (depth - 1)
         for position, below in enumerate(struct.unpack(f"<{self._block // 4}I", self._at_block(number))):
-            yield from self._mapped(below, depth - 1, at + position * each)
+            if below:
+                yield from self._mapped(below, depth - 1, at + position * each)
 
     def _spend(self, physical: int, count: int = 1) -> None:
         """Count what is read of the tables of blocks, which has an end in a file system that is sound."""
@@ -300,8 +302,9 @@ class Ext4Reader:
         features = struct.unpack_from("<I", data, 0x60)[0]
         wide = struct.unpack_from("<H", data, 0xFE)[0]
         self._wide = wide if features & 0x80 else 32
-        self._blocks = low | (struct.unpack_from("<I", data, 0x150)[0] << 32 if features & 0x80 else 0)
-        self._left = 16 * self._blocks + _MOST_FILES
+        said = low | (struct.unpack_from("<I", data, 0x150)[0] << 32 if features & 0x80 else 0)
+        self._blocks = min(said, (os.fstat(self._file).st_size - self._offset) // self._block)
+        self._left = min(16 * self._blocks, _MOST_ENTRIES) + _MOST_FILES
         if magic != 0xEF53 or not self._per_group or self._inode_size not in (128, 256, 512, 1024, 2048, 4096):
             raise BuildError("its root is no ext4 file system")
         if features & ~_KNOWN or self._block > 1 << 16 or self._wide not in (32, 64):
@@ -318,10 +321,13 @@ class Ext4Reader:
         return found
 
     def _pread(self, at: int, size: int, *, short: bool = False) -> bytes:
-        found = os.pread(self._file, size, self._offset + at)
-        while found and len(found) < size and (more := os.pread(self._file, size - len(found),
-                                                               self._offset + at + len(found))):  # fmt: skip
-            found += more
+        try:
+            found = os.pread(self._file, size, self._offset + at)
+            while found and len(found) < size and (more := os.pread(self._file, size - len(found),
+                                                                   self._offset + at + len(found))):  # fmt: skip
+                found += more
+        except (OSError, OverflowError) as error:  # a place that no disk has, or a disk that cannot be read there
+            raise Refused(f"its root file system cannot be read: {error}") from None
         if len(found) < size and not short:
             raise Refused("its root file system is cut off")
         return found
