@@ -102,7 +102,8 @@ def test_a_damaged_state_is_told(tmp_path: Path) -> None:
     assert os.fstat(again).st_blocks == os.fstat(whole).st_blocks  # what was never touched takes no space
 
     good = (tmp_path / "memory.zst").read_bytes()
-    for damaged in (good[: len(good) // 2], good[:200] + bytes([good[200] ^ 1]) + good[201:], b""):
+    huge = good[:4] + bytes([good[4] ^ 64]) + good[5:]  # as if it were exabytes
+    for damaged in (good[: len(good) // 2], good[:200] + bytes([good[200] ^ 1]) + good[201:], b"", huge):
         (tmp_path / "memory.zst").write_bytes(damaged)
         with pytest.raises(GuestFailed, match="damaged"):
             memory.unpack(tmp_path, memory.make(size), lambda: False)

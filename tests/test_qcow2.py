@@ -141,7 +141,7 @@ def test_a_disk_that_is_compressed_itself_is_read(disk: Path, samples: Path, tmp
     assert (tmp_path / "squeezed/web-golden.qcow2").read_bytes() == qcow2(disk, tmp_path / "plain").read_bytes()
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "its disk is gone", "no image", "rotten"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "its disk is gone", "no image", "rotten", "a far table"])
 def test_an_earlier_image_that_is_no_good_changes_nothing(disk: Path, tmp_path: Path, harm: str) -> None:
     whole = qcow2(disk, tmp_path / "whole")
     bad = tmp_path / "bad.qcow2"
@@ -158,6 +158,10 @@ def test_an_earlier_image_that_is_no_good_changes_nothing(disk: Path, tmp_path: 
         with bad.open("r+b") as stream:
             stream.seek(1 << 16)  # the first compressed one
             stream.write(b"?" * 4096)
+    elif harm == "a far table":
+        with bad.open("r+b") as stream:
+            stream.seek(40)  # the place of the L1 table
+            stream.write(b"\x80")
     else:
         its_disk = tmp_path / "nowhere.qcow2"
     again = qcow2(disk, tmp_path / "again", Earlier([bad], its_disk))

@@ -6,8 +6,10 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
+from imagesmith.errors import BuildError
 from imagesmith.interfaces import Disk, Earlier
 from imagesmith.outputs import _grains
 from tests.consumers import ask, image_info, same_disk
@@ -69,10 +71,28 @@ def test_what_is_no_whole_vmdk_is_not_used(samples: Path, tmp_path: Path) -> Non
     disk = layer(tmp_path / "disk.qcow2", [("write -s words", 0, 2000)], samples, size=SIZE)
     whole = vmdk(disk, tmp_path / "0")
     data = whole.read_bytes()
-    for number, damaged in enumerate((data[:4096], data[:-512], data[: len(data) // 2] + bytes(len(data) // 2))):
+    foot = len(data) - 1024
+
+    def rotten(byte: int) -> bytes:
+        return data[:byte] + bytes([data[byte] ^ 0x40]) + data[byte + 1 :]
+
+    for number, damaged in enumerate((
+        data[:4096], data[:-512], data[: len(data) // 2] + bytes(len(data) // 2),
+        rotten(foot + 19), rotten(foot + 63),  # a capacity, a place of the directory, beyond everything
+        rotten(128 * 512 + 11),  # and a grain of a GiB
+    )):  # fmt: skip
         (tmp_path / "damaged.vmdk").write_bytes(damaged)
         again = vmdk(disk, tmp_path / f"again{number}", Earlier([tmp_path / "damaged.vmdk"], None))
         assert again.read_bytes() == data
+
+
+def test_what_is_too_large_for_a_streamed_vmdk_is_refused() -> None:
+    with tempfile.TemporaryFile() as file:
+        writer = _grains.Writer(file.fileno(), 8 << 31, b"")
+        assert writer.data(0, (2 << 40) - (128 << 9) - 512) == 128 << 9
+        assert writer.data(1, 512) == (2 << 40) - 512
+        with pytest.raises(BuildError, match="2 TiB"):
+            writer.data(2, 512)
 
 
 def test_the_descriptor() -> None:

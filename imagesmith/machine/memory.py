@@ -121,10 +121,7 @@ def unpack(folder: Path, memory: int, cancelled: Callable[[], bool], *, disk: Se
         place, length, extents = frame
         check(all(start >= 0 and part >= 0 and start + part <= size for start, part in extents))
         whole = sum(part for _, part in extents)
-        try:
-            data = zstandard.ZstdDecompressor().decompress(os.pread(packed, length, place), max_output_size=whole)
-        except zstandard.ZstdError:
-            raise GuestFailed("the state is damaged") from None
+        data = _expanded(os.pread(packed, length, place), most=whole)
         check(len(data) == whole)
         view = memoryview(data)
         for start, part in extents:
@@ -154,8 +151,15 @@ def write(file: Path, data: bytes) -> None:
 
 def read(file: Path) -> bytes:
     """Read what ``write`` wrote. Raises GuestFailed where it is damaged, OSError."""
+    return _expanded(file.read_bytes(), most=_MOST)
+
+
+def _expanded(frame: bytes, *, most: int) -> bytes:
+    """What a frame holds, which says how many bytes it is. Raises GuestFailed where it is damaged."""
     try:
-        return zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=_MOST)
+        if not 0 <= zstandard.frame_content_size(frame) <= most:  # all of that would be allocated
+            raise GuestFailed("the state is damaged")
+        return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError:
         raise GuestFailed("the state is damaged") from None
 

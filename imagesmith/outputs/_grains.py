@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imagesmith.errors import Refused
+from imagesmith.errors import BuildError, Refused
 from imagesmith.outputs._qcow2 import CLUSTER, Stored, copied, write_all
 
 LAYOUT = 1
@@ -39,6 +39,8 @@ _TABLE = struct.Struct(f"<{_PER_TABLE}I")
 _BEFORE = struct.Struct("<QI")  # of a grain: where it is in the disk, and how many bytes follow
 _MARKER = struct.Struct("<QII496x")  # sectors that follow, 0, and what they are
 _END, _TABLES, _DIRECTORY, _FOOTER = range(4)
+_LONGEST = _SECTOR << 32
+"""Bytes: tables tell sectors with 32 bits."""
 
 
 def sameness() -> str:
@@ -99,8 +101,16 @@ class Grains:
         return grain.ljust(-(-len(grain) // _SECTOR) * _SECTOR, b"\0")
 
 
+def _sector(offset: int) -> int:
+    """The sector at an offset of the file. Raises BuildError where no table can tell it."""
+    if offset >= _LONGEST:
+        raise BuildError(f"a streamOptimized VMDK has room for {_LONGEST >> 40} TiB of compressed data, and the disk "
+                         "holds more", hint="take another format: raw, qcow2 or vhdx")  # fmt: skip
+    return offset // _SECTOR
+
+
 class Writer:
-    """Writes an image into the file ``fd``: see _clusters.Writer."""
+    """Writes an image into the file ``fd``: see _clusters.Writer. Raises BuildError where it would become too long."""
 
     def __init__(self, fd: int, capacity: int, descriptor: bytes) -> None:
         self._fd, self._capacity, self._descriptor = fd, capacity, descriptor
@@ -122,7 +132,7 @@ class Writer:
             self._close()
             self._number = number
         offset, self._end = self._end, self._end + size
-        self._table[index] = offset // _SECTOR
+        self._table[index] = _sector(offset)
         return offset
 
     def finish(self, read: Callable[[int], bytes]) -> None:
@@ -143,8 +153,8 @@ class Writer:
 
     def _marked(self, kind: int, data: bytes) -> int:
         """Write whole sectors behind a marker; return the sector in which they begin."""
+        place = _sector(self._end + _SECTOR)
         write_all(self._fd, _MARKER.pack(len(data) // _SECTOR, 0, kind) + data, self._end)
-        place = self._end // _SECTOR + 1
         self._end += _SECTOR + len(data)
         return place
 
@@ -157,7 +167,7 @@ class Image:
     """An image that was written by Writer: see _clusters.Image. Raises Refused for anything else."""
 
     def __init__(self, fd: int, name: str, at: int, size: int) -> None:
-        self._fd, self._name, self._at = fd, name, at
+        self._fd, self._name, self._at, self._size = fd, name, at, size
         if size < 3 * _SECTOR:
             raise self._damaged()
         head, foot = self._read(0, _HEADER.size), self._read(size - 2 * _SECTOR, _HEADER.size)
@@ -173,8 +183,7 @@ class Image:
         return Refused(f"{self._name} is no whole streamOptimized VMDK of imagesmith's")
 
     def _read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._fd, size, self._at + offset)
-        if len(data) != size:
+        if offset + size > self._size or len(data := os.pread(self._fd, size, self._at + offset)) != size:
             raise self._damaged()
         return data
 
@@ -188,9 +197,9 @@ class Image:
                 if place:
                     cluster = number * _PER_TABLE + index
                     sector, size = _BEFORE.unpack(self._read(place * _SECTOR, _BEFORE.size))
-                    if sector != cluster * _GRAIN:
-                        raise self._damaged()
                     whole = -(-(_BEFORE.size + size) // _SECTOR) * _SECTOR
+                    if sector != cluster * _GRAIN or place * _SECTOR + whole > self._size:
+                        raise self._damaged()
                     found[cluster] = Stored(place * _SECTOR, whole)
         return found
 

@@ -42,6 +42,7 @@ _HEADER = ">4sIQIIQIIQQIIQQQQIIB7x"
 _COPY, _PIECE = 1 << 30, 1 << 20
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # copy_file_range(2): pread and pwrite do
 _LARGEST_L1 = 32 << 20  # bytes: QEMU opens none that is larger
+_NOWHERE = 1 << 62  # no file is so long, and pread(2) takes no offset beyond the next bit
 
 
 class Codec(Protocol):
@@ -146,8 +147,7 @@ class Image:
         self._l1 = _table(self._read(l1_at, l1_size * 8))
 
     def _read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self.fd, size, self._at + offset)
-        if len(data) != size:
+        if offset >= _NOWHERE or len(data := os.pread(self.fd, size, self._at + offset)) != size:
             raise Refused(f"{self._name} is only the beginning of a qcow2 image")
         return data
 
