@@ -28,15 +28,14 @@ def recipes(incomplete: str) -> Offers:
     """Files that may be recipes, and folders; where there is only one folder, what is in it."""
     word = incomplete.rpartition("/")[2]
     prefix = incomplete[: len(incomplete) - len(word)]
-    start = Path(prefix or ".").expanduser()
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # no such folder, no such user
+        start = Path(prefix or ".").expanduser()
         found = [path for path in sorted(start.iterdir()) if path.name.startswith(word)]
         found = [path for path in found if word or not path.name.startswith(".")]
         files = [(prefix + path.name, "") for path in found if path.suffix in (".yaml", ".yml") and path.is_file()]
         folders = [(f"{prefix}{path.name}/", "") for path in found if path.is_dir()]
         return recipes(folders[0][0]) if not files and len(folders) == 1 else files + folders
     return []
-
 
 
 def starters() -> Offers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +76,7 @@ def _keys(chosen: Starter, word: str, *, asking: bool) -> str:
 
     from imagesmith.kinds import PublicKeys
 
-    folder = Path.home() / ".ssh"
+    folder = Path(os.environ.get("HOME") or "/", ".ssh")
     word = word or next((str(folder / name) for name in _KEYS if (folder / name).is_file()), "")
     if asking:
         word = typer.prompt("public SSH key of the first user, or its file ('vagrant': the well-known one)",
@@ -83,6 +84,9 @@ def _keys(chosen: Starter, word: str, *, asking: bool) -> str:
     if word in ("", "vagrant"):
         return ""
     try:
-        return str(TypeAdapter(PublicKeys).validate_python(str(Path(word).expanduser()), context={"folder": Path()}))
+        word = str(Path(word).expanduser())
+        return str(TypeAdapter(PublicKeys).validate_python(word, context={"folder": Path()}))
+    except RuntimeError as error:  # there is no such user
+        raise usage(f"--key {word}: {error}") from None
     except ValidationError as error:
         raise usage(f"--key {word}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -36,18 +38,25 @@ def report_failure(plan: Plan, error: ImagesmithError, timeline: Timeline, folde
     errors = error.several or (error,)
     file, line, _ = (*errors[0].place.rsplit(":", 2), "", "")[:3]
     place = report.excerpt(Path(file), int(line)) if line.isdigit() else []
-    private = {str(store): "$IMAGESMITH_CACHE", str(folder.parent.absolute()): plan.recipe.name,
-               str(plan.recipe.path.parent.absolute()): ".", tempfile.gettempdir() + "/": "$TMPDIR/",
-               str(Path.home()): "~"}  # fmt: skip
     with suppress(OSError):  # the failure itself is what must be told
         if not folder.is_dir():
             return
         page = report.failed(
             plan.recipe.name, plan.recipe.version, error, timeline, place=place, logs=list(_logs(errors)),
-            guests=guests(folder), private=dict(sorted(private.items(), key=lambda one: -len(one[0]))),
+            guests=guests(folder), private=_private(plan, folder, store),
         )  # fmt: skip
         (folder / report.FILE).write_text(page, encoding="utf-8")
         errors[0].evidence = (*errors[0].evidence, folder / report.FILE)
+
+
+def _private(plan: Plan, folder: Path, store: Path) -> list[tuple[re.Pattern[str], str]]:
+    """This host's folders, the innermost first, and what is shown in their place; not those that every guest has."""
+    words = {store: "$IMAGESMITH_CACHE", folder.parent.absolute(): plan.recipe.name,
+             plan.recipe.path.parent.absolute(): ".", Path(os.environ.get("HOME") or "/"): "~"}  # fmt: skip
+    named = sorted((str(path) for path in words if str(path) not in ("/", "/root")), key=lambda name: -len(name))
+    own = re.compile(rf"{re.escape(tempfile.gettempdir())}/imagesmith\.\w+")
+    whole = [(re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])"), words[Path(name)]) for name in named]
+    return [(own, "$TMPDIR"), *whole]
 
 
 def _logs(errors: Sequence[ImagesmithError]) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ def load() -> tuple[LeftOut, ...]:
         for module in () if why else modules:
             try:
                 importlib.import_module(module)
-            except Exception as error:  # whatever somebody else's module does
+            except (Exception, SystemExit) as error:  # whatever somebody else's module does
                 why = why or _told(error, module)
         if why:
             tops = frozenset(module.partition(".")[0] for module in modules)
@@ -58,18 +58,22 @@ def load() -> tuple[LeftOut, ...]:
 def _unfit(package: Distribution) -> str:
     """Why its requirements leave this version of imagesmith out; pip holds them only where it is let."""
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
 
     for line in package.requires or ():
         try:
             wanted = Requirement(line)
         except InvalidRequirement:
             continue
-        if wanted.name == "imagesmith" and not wanted.specifier.contains(__version__, prereleases=True):
+        holds = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        if not holds or canonicalize_name(wanted.name) != "imagesmith":
+            continue
+        if not wanted.specifier.contains(__version__, prereleases=True):
             return f"it needs imagesmith {wanted.specifier}, and this is {__version__}"
     return ""
 
 
-def _told(error: Exception, module: str) -> str:
+def _told(error: BaseException, module: str) -> str:
     """What went wrong, and in which line of that module (or of its package)."""
     if isinstance(error, SyntaxError):
         return f"{error.msg} ({error.filename}, line {error.lineno})"

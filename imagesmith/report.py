@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,20 +81,20 @@ def built(
 
 def failed(
     name: str, version: str, error: ImagesmithError, timeline: Timeline, *, place: Sequence[tuple[int, str, bool]],
-    logs: Sequence[tuple[str, str]], guests: Sequence[Guest], private: Mapping[str, str],
+    logs: Sequence[tuple[str, str]], guests: Sequence[Guest], private: Sequence[tuple[re.Pattern[str], str]],
 ) -> str:  # fmt: skip
     """The page for a build that failed.
 
     ``place`` is where that stands in the recipe: lines with their numbers, and whether it is one of them. ``private``
-    are names of this host's folders, and what is shown in their place.
+    finds names of this host's folders, with what is shown in their place.
     """
     spans = timeline.spans()
     total = max((span.begin + span.seconds for span in spans), default=0.0)
     checks, firmwares = _checks(timeline.checks)
 
     def hidden(text: str) -> str:
-        for folder, word in private.items():
-            text = text.replace(folder, word)
+        for folder, word in private:
+            text = folder.sub(word, text)
         return text
 
     return _page(

@@ -93,6 +93,7 @@ def test_init_refuses_what_it_does_not_know(command: Command, tmp_path: Path) ->
         ((tmp_path / "My Image", "--from", "web"), "lower-case letters"),
         ((tmp_path / "a", "--from", "web", "--key", KEY), "makes no user"),
         ((tmp_path / "a", "--from", "debian", "--key", "missing.pub"), "no such file: missing.pub"),
+        ((tmp_path / "a", "--from", "debian", "--key", "~nobody-of-that-name/x"), "--key ~nobody-of-that-name/x: "),
     ):
         assert said in command("init", *words, expect=2).err
     assert list(tmp_path.iterdir()) == []

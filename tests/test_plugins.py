@@ -97,6 +97,8 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
     site = tmp_path / "site"
     broken(site, "bad-import", KIND.replace("NAME", "early") + "import nonsense\n")
     broken(site, "bad-syntax", "def:\n")
+    broken(site, "gives-up", "import sys\nsys.exit(0)\n")
+    broken(site, "good", KIND.replace("NAME", "good"), "imagesmith>=9; extra == 'later'")
     broken(site, "takes-a-name", KIND.replace("NAME", "cleanup"))
     broken(site, "takes-another-name", KIND.replace("NAME", "stamp"))
     broken(site, "too-new", KIND.replace("NAME", "late"), "imagesmith (>=9)")
@@ -107,6 +109,7 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
         "bad-import 2.0 are left out: ModuleNotFoundError: No module named 'nonsense' "
         f"({site}/bad_import.py, line 5)",
         f"bad-syntax 2.0 are left out: invalid syntax ({site}/bad_syntax.py, line 1)",
+        f"gives-up 2.0 are left out: SystemExit: 0 ({site}/gives_up.py, line 2)",
         "takes-a-name 2.0 are left out: ValueError: step 'cleanup': there is one of that name already, in "
         f"imagesmith.steps.cleanup ({site}/takes_a_name.py, line 3)",
         "takes-another-name 2.0 are left out: ValueError: step 'stamp': there is one of that name already, in "
@@ -115,6 +118,7 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
     ]  # fmt: skip
     assert "\n  stamp " in listed.out
     assert "\n  early " not in listed.out
+    assert "\n  good " in listed.out
     recipe = tiny(tmp_path)
     assert command("validate", recipe, env=env).err == ""
     recipe.write_text(recipe.read_text().replace("shell:", "late:"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagesmith import report
+from imagesmith import evidence, report
+from imagesmith.api import load, make_plan
 from imagesmith.compare import difference
-from imagesmith.errors import CheckFailed
+from imagesmith.errors import BuildError, CheckFailed
 from imagesmith.events import Event
 from imagesmith.inventory import File, Inventory
 from imagesmith.timeline import Timeline
@@ -88,7 +90,7 @@ def failure(word: str) -> str:
     watched(Event("check", "web", "check bios", data=check))
     return report.failed(
         "web", "1.0", error, watched, place=[(2, "checks:", False), (3, f"  - {word}", True)], logs=[("x.log", word)],
-        guests=[report.Guest("bios", word, PIXEL)], private={"/home/me/store": "$IMAGESMITH_CACHE"},
+        guests=[report.Guest("bios", word, PIXEL)], private=[(re.compile("/home/me/store"), "$IMAGESMITH_CACHE")],
     )  # fmt: skip
 
 
@@ -132,6 +134,19 @@ def test_a_failure_begins_with_its_cause_and_names_no_folder_of_this_host() -> N
     assert places == sorted(places)
     assert "/home/me" not in text
     assert "$IMAGESMITH_CACHE/layers/1" in text
+
+
+def test_only_folders_of_this_host_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/")
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("name: small\nbase: {bootstrap: {distribution: debian, suite: bookworm}}\noutputs: [qcow2]\n")
+    (folder := tmp_path / "output/small/failed").mkdir(parents=True)
+    own = f"{tempfile.gettempdir()}/imagesmith.a1_b/y"
+    error = BuildError(f"/etc/passwd, /tmp/x, {own}, {tmp_path}/note, {tmp_path}-2, /srv/store/1")
+    evidence.report_failure(make_plan(load(recipe)), error, Timeline(), folder, Path("/srv/store"))
+    shown = (folder / report.FILE).read_text()
+    assert f"/etc/passwd, /tmp/x, $TMPDIR/y, ./note, {tmp_path}-2, $IMAGESMITH_CACHE/1" in shown
+    assert error.evidence == (folder / report.FILE,)
 
 
 _SIZES = st.dictionaries(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5).map(lambda p: "/" + "/".join(p)),
