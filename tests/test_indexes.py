@@ -70,7 +70,7 @@ class Alpine:
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_indexes_of_apk_are_found_by_the_name_that_it_gives_them(tmp_path: Path, version: int) -> None:
-    pages = {"http://u:pw@m.example/v3/main": b"one", "https://m.example/v3/community/": b"two", "/media/cd": b"none"}
+    pages = {"http://u:p@w@m.example/v3/main": b"one", "https://m.example/v3/community/": b"two", "/media/cd": b"none"}
     for folder in ("etc/apk", "var/cache/apk"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "etc/apk/arch").write_text("x86_64\n")

@@ -107,7 +107,7 @@ def pacman(root: Root) -> Seen:
 
 def _ask(root: Root, command: str, *words: str) -> str:
     """What a shell command tells, without the credentials that may stand in addresses: all of it is logged."""
-    hidden = f"{{ {command}; }} 2>/dev/null | sed 's#//[^/@ ]*@#//#g'"
+    hidden = f"{{ {command}; }} 2>/dev/null | sed 's#//[^/ ]*@#//#g'"
     return root.run(["sh", "-c", hidden, *words], check=False).output
 
 
@@ -118,7 +118,7 @@ def _copies(root: Root, *patterns: str) -> Mapping[str, str]:
 
 
 def _bare(url: str) -> str:
-    return re.sub("//[^/@ ]*@", "//", url)
+    return re.sub("//[^/ ]*@", "//", url)
 
 
 def _seen(pairs: Iterable[tuple[str, str]]) -> Seen:
