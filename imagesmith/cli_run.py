@@ -39,7 +39,7 @@ _BOOT_SECONDS = 900.0
 _OFF_SECONDS = 90.0
 """How long a guest may take from its last connection's end to switching itself off."""
 _LOST = 255
-"""What ssh ends with where the connection did (ssh(1), "EXIT STATUS")."""
+"""What ssh ends with where the connection did, or the command with the same (ssh(1), "EXIT STATUS")."""
 
 
 def run(
@@ -222,6 +222,8 @@ def _session(guest: BootedGuest, host: Host, user: str, command: Sequence[str]) 
             )  # fmt: skip
             status = at_terminal(connection, terminal.UserTerminal(), [])
         if status == _LOST:
+            time.sleep(1)  # the program that holds the connection ends a moment after the one that used it
+        if status == _LOST and not ssh.connected:
             deadline = time.monotonic() + _OFF_SECONDS
             while time.monotonic() < deadline and not guest.machine.restarts:
                 guest.machine.check()

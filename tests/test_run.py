@@ -12,12 +12,16 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from imagesmith.archive import archive_of
+from imagesmith.errors import BuildError
+from imagesmith.host import Host
 from imagesmith.interfaces import Result
-from imagesmith.machine.visit import ADMIT, NO_SERVER, NO_USER
+from imagesmith.machine.guest import BootedGuest
+from imagesmith.machine.visit import ADMIT, NO_SERVER, NO_USER, visit
 from tests.conftest import Command, Golden
 from tests.terminals import Terminal, works_as_a_terminal
 from tests.trees import Shop, tiny
@@ -125,6 +129,21 @@ def test_the_key_goes_to_the_first_ordinary_user(
         assert admit("nobody-here").status == NO_USER
 
 
+@pytest.mark.parametrize("said", ["", "-oProxyCommand=touch${IFS}x;", "a\nro%ot"])
+def test_a_guest_that_names_an_option_for_a_user_is_not_entered(said: str) -> None:
+    class Evil:
+        def wait_ready(self, timeout: float) -> None:
+            pass
+
+        def run(self, script: str, *, timeout: float) -> Result:
+            return Result(0, said)
+
+    with pytest.raises(BuildError, match="which is no name"), visit(
+        cast(BootedGuest, Evil()), Host(), user="", within=1
+    ):
+        raise AssertionError
+
+
 @pytest.mark.slow
 def test_a_recipe_runs_and_its_own_user_is_let_in(golden: Golden, command: Command) -> None:
     user = Terminal(command.argv("run", golden.recipe, "--forward", "80"), command.environment())
@@ -146,10 +165,11 @@ def test_an_appliance_runs_a_command_as_root(golden: Golden, command: Command, t
     image = tmp_path / "golden.ova"
     shutil.copy(golden.folder / "golden.ova", image)
     ran = command("run", image, "--user", "root", "--firmware", "uefi", "--", "sh", "-c", "id -un; ls /sys/firmware; "
-                  "exit 7", expect=7)  # fmt: skip
+                  "exit 255", expect=255)  # fmt: skip
     assert ran.out.split()[0] == "root"
     assert "efi" in ran.out.split()
     assert "logged in as root" in ran.err
+    assert "the connection to the guest has ended" not in ran.err
     assert "the guest has no user 'nobody-here'" in command("run", image, "--user", "nobody-here", "--", "true",
                                                             expect=1).err  # fmt: skip
 

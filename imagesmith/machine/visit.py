@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 import time
@@ -16,6 +17,7 @@ from imagesmith.machine.ssh import Ssh
 from imagesmith.machine.ssh_login import Credentials, make_key
 
 NO_SERVER, NO_USER = 3, 4
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*\$?")  # useradd(8), and what directories call their users
 _SECONDS = 120.0
 _HINT = "'--console' shows its serial console, which needs no network"
 
@@ -66,7 +68,9 @@ def visit(guest: BootedGuest, host: Host, *, user: str, within: float) -> Iterat
             raise BuildError(f"the guest has no user '{user}'", hint="name another one with --user")
         if done.status != 0:
             raise BuildError(f"cannot let you into the guest: {done.output.strip()}", hint=_HINT)
-        who = done.output.split()[-1]
+        who = (done.output.split() or [""])[-1]
+        if not _NAME.fullmatch(who):  # ssh would take what it likes for an option
+            raise BuildError(f"the guest says that its user is {who[:40]!a}, which is no name", hint=_HINT)
         with Ssh(host, guest.machine, Credentials(user=who, key=private), folder) as ssh:
             ssh.connect(max(_SECONDS, within - (time.monotonic() - begun)))
             yield ssh
