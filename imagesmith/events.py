@@ -25,7 +25,7 @@ class Event:
     """Seconds since 1970."""
 
     def plain(self) -> dict[str, object]:
-        """The event as interface.md's JSON object: what is empty is left out."""
+        """The event as a JSON object (docs/reference/command.md, "Events"): what is empty is left out."""
         stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         found: dict[str, object] = {"time": stamp, "event": self.event}
         for name, value in (("recipe", self.recipe), ("node", self.node), ("key", self.key)):

@@ -67,6 +67,10 @@ def cells(files: Mapping[str, File], most: int = 28) -> list[Cell]:
         rest = widest.size - sum(one.size for one in large)
         if not large:
             continue
+        if len(large) == 1 and not rest:  # however many folders in each other have nothing else in them
+            widest.path = large[0].path
+            heapq.heappush(waiting, (-widest.size, widest.path, widest))
+            continue
         widest.inside = large + ([_Folder(widest.path, rest, rest=True)] if rest else [])
         count += len(widest.inside) - 1
         for one in large:

@@ -155,6 +155,12 @@ def test_services_users_and_groups_are_told(tree: Path) -> None:
     assert take(openrc).services == {"sshd": "enabled"}
 
 
+def test_odd_names_are_names() -> None:
+    found = of_tar(archive_of({"/etc/hostname": "odd", "lib/modules/5²/modules.dep": "nvme.ko:", "a\u2028b": ""}))
+    assert (found.hostname, found.kernels) == ("odd", ["5²"])
+    assert set(found.files) == {"/etc/hostname", "/lib/modules/5²/modules.dep", "/a\u2028b"}
+
+
 def archive_of(files: dict[str, str]) -> io.BytesIO:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

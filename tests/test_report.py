@@ -171,6 +171,12 @@ def test_the_map_of_folders_is_whole_and_nothing_lies_on_anything(sizes: dict[st
                 assert beside or one.y + one.height <= other.y + 0.01 or other.y + other.height <= one.y + 0.01
 
 
+def test_folders_in_folders_are_one_cell_however_many_they_are() -> None:
+    deep = "/a" * 3000
+    found = cells({f"{deep}/big": File(0o100644, 0, 0, 1 << 20, ""), "/b/c": File(0o100644, 0, 0, 1 << 20, "")})
+    assert [cell.path for cell in found] == [deep, "/b"]
+
+
 # -- in a browser ------------------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,7 @@ class TarReader:
         self._members: dict[str, tuple[int, tarfile.TarInfo]] = {}
         for number, tar in enumerate(self._tars):
             for member in tar:
-                name = posixpath.normpath("/" + member.name)
+                name = _absolute(member.name)
                 parent, base = posixpath.split(name)
                 if base == ".wh..wh..opq":
                     self._drop(parent, keep=True, below=number)
@@ -97,7 +97,7 @@ class TarReader:
         path = self._followed(path)
         number, member = self._members.get(path, (0, None))
         if member is not None and member.islnk():
-            number, member = self._members.get(posixpath.normpath("/" + member.linkname), (0, None))
+            number, member = self._members.get(_absolute(member.linkname), (0, None))
         stream = self._tars[number].extractfile(member) if member is not None and member.isreg() else None
         if stream is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -105,7 +105,7 @@ class TarReader:
 
     def files(self) -> dict[str, File]:
         """Everything below /, by absolute path, with the digests of files."""
-        origins = {name: posixpath.normpath("/" + member.linkname) if member.islnk() else name
+        origins = {name: _absolute(member.linkname) if member.islnk() else name
                    for name, (_, member) in self._members.items() if name != "/"}  # fmt: skip
         leaders: dict[str, str] = {}
         for name in sorted(origins):
@@ -132,6 +132,11 @@ class TarReader:
         while chunk := stream.read(1 << 20):
             sha.update(chunk)
         return sha.hexdigest()
+
+
+def _absolute(name: str) -> str:
+    """A name in a tar as a path: two slashes at the beginning are not one for POSIX."""
+    return posixpath.normpath("/" + name.lstrip("/"))
 
 
 _TYPES = {

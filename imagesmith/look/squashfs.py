@@ -63,7 +63,7 @@ class SquashfsReader:
         said = self._host.run(["unsquashfs", "-lln", "-d", "root", self._image], purpose="look into a squashfs")
         found: dict[str, File] = {}
         first: dict[int, str] = {}
-        for line in sorted(said.stdout.decode("utf-8", "surrogateescape").splitlines()):
+        for line in sorted(said.stdout.decode("utf-8", "surrogateescape").split("\n")):
             match = _LINE.fullmatch(line)
             if match is None:
                 continue

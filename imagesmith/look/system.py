@@ -90,7 +90,7 @@ def kernels(reader: Reader) -> list[Kernel]:
 
 
 def _order(version: str) -> list[tuple[int, int, str]]:
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", version) if part]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", version) if part]
 
 
 def _text(reader: Reader, path: str) -> str:
