@@ -157,6 +157,8 @@ def look_at(log_format: str, junit: Path | None) -> None:
         raise usage(f"--log-format {log_format}: must be {' or '.join(STYLES)}{nearest(log_format, STYLES)}")
     if junit is not None and not junit.absolute().parent.is_dir():
         raise usage(f"--junit {junit}: there is no folder {junit.parent}")
+    if junit is not None and junit.is_dir():
+        raise usage(f"--junit {junit}: this is a folder; name a file")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 
 from tests import consumers
 from tests.conftest import Command, Golden
+from tests.trees import tiny
 
 
 def test_the_image_was_booted_and_checked_under_both_firmwares(golden: Golden) -> None:
@@ -50,6 +51,14 @@ def test_nothing_to_do_is_said_and_done(golden: Golden, command: Command, tmp_pa
     assert set(suites) == {"golden.bios", "golden.uefi"}  # what was checked when it was made
     assert all((suite["tests"], suite["failures"]) == ("11", "0") for suite in suites.values())
     assert before == {path.name: path.stat().st_mtime_ns for path in golden.folder.iterdir()}
+
+
+def test_where_nothing_can_be_written_is_told_before_anything_runs(command: Command, tmp_path: Path) -> None:
+    recipe = tiny(tmp_path)
+    for place, said in ((tmp_path, "this is a folder"), (tmp_path / "none/x.xml", "there is no folder")):
+        ran = command("build", recipe, "--junit", place, expect=2)
+        assert said in ran.err
+        assert "start" not in ran.err
 
 
 def test_a_change_runs_only_what_follows_it(golden: Golden, command: Command) -> None:
