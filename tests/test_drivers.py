@@ -321,12 +321,22 @@ def test_files_can_be_put_into_a_throw_away_copy_of_any_disk(small_disk: Path, t
 # -- partitions of a disk ---------------------------------------------------------------------------------------------
 
 
-def two_partitions(tmp_path: Path, point: str) -> Path:
-    """A disk whose guest has a second file system, with a kernel in it, at this mount point."""
+def two_partitions(tmp_path: Path, point: str, *, linked: bool = False) -> Path:
+    """A disk whose guest has a second file system, with a kernel in it, at this mount point.
+
+    ``linked``: its fstab is a link, as NixOS has it.
+    """
     raw, base = tmp_path / "raw", tmp_path / "base"
     guest(tmp_path / "tree")
     (tmp_path / "tree" / point).mkdir(parents=True)
-    (tmp_path / "tree/etc/fstab").write_text(f"LABEL=start /{point} ext4 defaults 0 2\nUUID=not-here /data ext4\n")
+    there = tmp_path / "tree/etc/static" if linked else tmp_path / "tree/etc"
+    there.mkdir(exist_ok=True)
+    (tmp_path / "tree/etc/fstab").unlink()
+    if linked:
+        (tmp_path / "tree/etc/fstab").symlink_to("/etc/static/fstab")
+    (there / "fstab").write_bytes(
+        f"# f\xfcr alle\nLABEL=start /{point} ext4 defaults 0 2\nUUID=not-here /data ext4\n".encode("latin-1")
+    )
     for folder in (base, tmp_path / "boot"):
         folder.mkdir()
     (tmp_path / "boot/kernel").write_text("a kernel")
@@ -341,9 +351,9 @@ def two_partitions(tmp_path: Path, point: str) -> Path:
 
 
 @as_root
-@pytest.mark.parametrize("point", ["boot", "var/lib/deep"])
-def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path, point: str) -> None:
-    base, into = two_partitions(tmp_path, point), tmp_path / "into"
+@pytest.mark.parametrize(("point", "linked"), [("boot", True), ("var/lib/deep", False)])
+def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path, point: str, linked: bool) -> None:
+    base, into = two_partitions(tmp_path, point, linked=linked), tmp_path / "into"
     into.mkdir()
     with NativeDisk(HOST).session([base], epoch=EPOCH, log=print) as session, session.layer(into, log=print) as root:
         assert root.read(f"/{point}/kernel") == b"a kernel"
@@ -364,8 +374,9 @@ def test_partitions_that_belong_below_the_root_are_mounted_there(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_the_appliance_mounts_partitions_below_the_root_too(tmp_path: Path) -> None:
-    below = [two_partitions(tmp_path, "boot")]
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_appliance_mounts_partitions_below_the_root_too(tmp_path: Path, linked: bool) -> None:
+    below = [two_partitions(tmp_path, "boot", linked=linked)]
     with Guestfs(HOST, accelerator="tcg").session(below, epoch=EPOCH, log=print) as session:
         for number in (1, 2):
             below.append(tmp_path / f"layer{number}")

@@ -114,10 +114,10 @@ def _unmounted_fstab(raw: Path, part: Partition, host: Host) -> str | None:
     """The fstab, if it can be told without mounting: quicker than to mount once more with what it names."""
     if part.fstype != "ext4" or host.find("debugfs") is None:
         return None
-    said = debugfs(f"{raw}?offset={part.offset}", ["show_super_stats -h", "cat /etc/fstab"], host)
-    features, asked, fstab = said.partition("debugfs: cat /etc/fstab\n")
-    sound = asked and "Filesystem features:" in features and "needs_recovery" not in features
-    return fstab if sound else None
+    said = debugfs(f"{raw}?offset={part.offset}", ["show_super_stats -h", "stat /etc/fstab", "cat /etc/fstab"], host)
+    about, asked, fstab = said.partition("debugfs: cat /etc/fstab\n")
+    sound = asked and "Filesystem features:" in about and "needs_recovery" not in about
+    return fstab if sound and "Type: symlink" not in about else None  # debugfs follows no link
 
 
 def _check_root(root: Root) -> None:
