@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,18 @@ i=0
 while true; do i=$((i + 1)); echo "count $i." >/dev/ttyS0; /bin/busybox sleep 1; done
 """
 
+BALLOON = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_balloon")
+FREES = f"""#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+for module in {" ".join(BALLOON)}; do /bin/busybox insmod /$module.ko; done
+/bin/busybox mount -t tmpfs tmpfs /mnt
+/bin/busybox dd if=/dev/urandom of=/mnt/file bs=1M count=64
+echo "full." >/dev/ttyS0
+/bin/busybox sleep 1
+/bin/busybox rm /mnt/file
+while true; do /bin/busybox sleep 1; done
+"""
+
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> MachineSpec:
@@ -34,7 +47,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> MachineSpec:
     return guest(tmp_path_factory.mktemp("counter"), COUNTS)
 
 
-def guest(folder: Path, init: str) -> MachineSpec:
+def guest(folder: Path, init: str, modules: Sequence[str] = ()) -> MachineSpec:
     """A guest of which there is one program, with a kernel of this host."""
     (kernel, *_) = kernels()
     root = folder / "root"
@@ -43,6 +56,9 @@ def guest(folder: Path, init: str) -> MachineSpec:
     shutil.copy("/bin/busybox", root / "bin")
     (root / "init").write_text(init)
     (root / "init").chmod(0o755)
+    for module in modules:
+        [file] = Path("/lib/modules", kernel.name.removeprefix("vmlinuz-")).rglob(f"{module}.ko")
+        shutil.copy(file, root)
     names = "".join(f"{file.relative_to(root)}\n" for file in sorted(root.rglob("*")))
     packed = Host().run(["cpio", "-o", "-H", "newc", "--quiet"], purpose="test", cwd=root, input=names.encode())
     (folder / "initrd").write_bytes(packed.stdout)
@@ -88,6 +104,24 @@ def test_a_machine_may_end_before_its_memory_is_written(spec: MachineSpec, tmp_p
     again = memory.make(spec.memory)
     memory.unpack(tmp_path, again, lambda: False)
     os.close(again)
+
+
+def test_what_a_guest_frees_is_no_part_of_its_state(tmp_path: Path) -> None:
+    host, spec, size = Host(), guest(tmp_path, FREES, BALLOON), 64 << 20
+    held = memory.make(spec.memory)
+
+    def there() -> int:
+        return os.fstat(held).st_blocks * 512
+
+    with Machine(host, spec, tmp_path / "log", memory=held) as machine:
+        machine.watch(lambda: "full." in machine.console.text or None, within=120, doing="fill its memory")
+        full = there()
+        assert full > size
+        machine.watch(lambda: there() < full - size // 2 or None, within=120, doing="tell what it has freed")
+        machine.qmp.execute("stop")
+        checkpoint.State(machine, host).write(tmp_path)
+    os.close(held)
+    assert (tmp_path / "memory.zst").stat().st_size < size  # nobody packs what is random
 
 
 def test_a_damaged_state_is_told(tmp_path: Path) -> None:
