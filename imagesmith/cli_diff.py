@@ -32,6 +32,7 @@ def diff(
     something does, 2 where that cannot be told.
     """
     from imagesmith.compare import difference
+    from imagesmith.view_words import printable
 
     try:
         (old, old_size), (new, new_size) = _inventory(before), _inventory(after)
@@ -44,7 +45,7 @@ def diff(
         print(json.dumps({"before": str(before), "after": str(after), **found.plain(), **sizes}, indent=2))
     else:
         for line in _told(found, (old_size, new_size), None if everything else _SHOWN):
-            print("".join(c if c.isprintable() else "?" for c in line))
+            print(printable(line))
     return 0 if found.same else 1
 
 
@@ -95,8 +96,7 @@ def _told(found: Difference, images: tuple[int, int], most: int | None) -> Itera
 def _heading(what: str, changes: Sequence[Change | FileChange]) -> str:
     from imagesmith.compare import counted
 
-    words = {"+": "added", "-": "removed", "~": "changed"}
-    return f"{what}: " + ", ".join(f"{count} {words[sign]}" for sign, count in counted(changes).items() if count)
+    return f"{what}: {counted(changes)}"
 
 
 def _words(change: Change) -> str:

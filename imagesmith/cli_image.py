@@ -36,11 +36,12 @@ def inspect(
     """
     from imagesmith.host import Host
     from imagesmith.look.image import examine
+    from imagesmith.view_words import printable
     from imagesmith.workbench import appliance_reader
 
     host = Host()
     found = examine(image, host, lambda line: None, appliance=None if quick else appliance_reader(host))
-    print(json.dumps(found.plain(), indent=2, default=str) if as_json else "\n".join(map(_shown, _told(found))))
+    print(json.dumps(found.plain(), indent=2, default=str) if as_json else "\n".join(map(printable, _told(found))))
 
 
 def convert(
@@ -139,11 +140,6 @@ def _told(found: Findings) -> list[str]:
         elif system.package_format:
             lines.append(f"  packages: {system.package_format}")
     return lines + [f"  note: {note}" for note in found.notes]
-
-
-def _shown(line: str) -> str:
-    """Take what a terminal would obey out of an image's own words."""
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _plain(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -108,12 +109,11 @@ def difference(before: Inventory, after: Inventory) -> Difference:
     )  # fmt: skip
 
 
-def counted(changes: Iterable[Change | FileChange]) -> dict[str, int]:
-    """How many were added (``+``), removed (``-``) and changed (``~``)."""
-    found = {"+": 0, "-": 0, "~": 0}
-    for change in changes:
-        found[change.sign] += 1
-    return found
+def counted(changes: Iterable[Change | FileChange]) -> str:
+    """How many were added, removed and changed, in words; empty for none."""
+    found = Counter(change.sign for change in changes)
+    words = {"+": "added", "-": "removed", "~": "changed"}
+    return ", ".join(f"{found[sign]:,} {word}" for sign, word in words.items() if found[sign])
 
 
 def folded(changes: Iterable[FileChange]) -> list[tuple[FileChange, int, int]]:

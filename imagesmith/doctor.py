@@ -96,7 +96,7 @@ _TOOLS = (
 def _safely(name: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
-    except (ImagesmithError, OSError) as error:
+    except (ImagesmithError, OSError, ValueError) as error:
         return Finding(name, False, str(error), getattr(error, "hint", ""))
 
 

@@ -10,19 +10,19 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imagesmith import render
-from imagesmith.compare import Change, Difference, FileChange, counted, folded
+from imagesmith.compare import Difference, FileChange, counted, folded
 from imagesmith.errors import ImagesmithError
 from imagesmith.failure import cause, headline
 from imagesmith.inventory import Inventory
 from imagesmith.timeline import Span, Timeline
 from imagesmith.treemap import cells
-from imagesmith.view_words import amount, clean, duration
+from imagesmith.view_words import amount, clean, duration, printable
 
 FILE = "report.html"
 _LOG_LINES, _LOG_BYTES = 400, 48 << 10
@@ -141,16 +141,11 @@ def _tiles(
     installed = {"name": "Installed", "value": amount(inventory.size),
                  "more": f"in {len(inventory.files):,} files and folders"}  # fmt: skip
     if before is not None:
-        packages["more"] = _counts(before.difference.packages) or "the same as in the previous build"
+        packages["more"] = counted(before.difference.packages) or "the same as in the previous build"
         old, new = before.difference.sizes
         if old != new:
             installed["more"] = f"{_signed(new - old)} since the previous build"
     return [*found, packages, *([installed] if inventory.files else [])]
-
-
-def _counts(changes: Sequence[Change | FileChange]) -> str:
-    words = {"+": "added", "-": "removed", "~": "changed"}
-    return ", ".join(f"{count:,} {words[sign]}" for sign, count in counted(changes).items() if count)
 
 
 def _signed(size: int) -> str:
@@ -217,25 +212,33 @@ def _changes(before: Before | None) -> dict[str, Any] | None:
     return {
         "same": found.same, "when": _when(before.when), "version": before.manifest.get("version", ""),
         "groups": [
-            {"title": title, "count": _counts(changes), "rows": [
+            {"title": title, "count": counted(changes), "rows": [
                 {"sign": c.sign, "name": c.name, "before": c.before or "", "after": c.after or ""} for c in changes]}
             for title, changes in named if changes
         ],
-        "files": [
-            {"title": title, "more": max(0, len(rows) - _FILES), "count": f"{len(some):,}", "rows": [
-                {"sign": c.sign, "path": clean(c.path), "told": c.told() or (f"and {count:,} in it" if count else ""),
-                 "grown": _signed(grown) if grown else ""} for c, count, grown in rows[:_FILES]]}
-            for title, some in (
-                ("added", [c for c in found.files if c.sign == "+"]),
-                ("removed", [c for c in found.files if c.sign == "-"]),
-                ("changed in mode or owner", [c for c in found.files if {"mode", "owner"} & set(c.how)]),
-                ("changed", [c for c in found.files if c.sign == "~" and not {"mode", "owner"} & set(c.how)]),
-            )
-            if some
-            for rows in [folded(some) if some[0].sign in "+-" else [(c, 0, c.grown) for c in some]]
-        ],
+        "files": list(_file_changes(found.files)),
         "size": _signed(found.sizes[1] - found.sizes[0]), "unsure": found.unsure,
     }  # fmt: skip
+
+
+def _file_changes(changes: Sequence[FileChange]) -> Iterator[dict[str, Any]]:
+    """A table each for added, removed and changed files; a folder stands for what came or went with it."""
+    access = {"mode", "owner"}
+    for title, some in (
+        ("added", [c for c in changes if c.sign == "+"]), ("removed", [c for c in changes if c.sign == "-"]),
+        ("changed in mode or owner", [c for c in changes if access & set(c.how)]),
+        ("changed", [c for c in changes if c.sign == "~" and not access & set(c.how)]),
+    ):  # fmt: skip
+        if not some:
+            continue
+        rows = [(c, 0, c.grown) for c in some] if some[0].sign == "~" else folded(some)
+        yield {
+            "title": title, "count": f"{len(some):,}", "more": max(0, len(rows) - _FILES),
+            "rows": [
+                {"sign": c.sign, "path": printable(c.path), "grown": _signed(grown) if grown else "",
+                 "told": c.told() or (f"and {count:,} in it" if count else "")} for c, count, grown in rows[:_FILES]
+            ],
+        }  # fmt: skip
 
 
 def _space(inventory: Inventory) -> dict[str, Any]:
@@ -243,8 +246,9 @@ def _space(inventory: Inventory) -> dict[str, Any]:
     tops = list(dict.fromkeys(cell.top for cell in found))
     rows = [
         {
-            "path": clean(cell.path), "rest": cell.rest, "size": amount(cell.size),
-            "short": clean("/".join(cell.path.split("/")[-2:])), "last": clean(cell.path.rpartition("/")[2] or "/"),
+            "path": printable(cell.path), "rest": cell.rest, "size": amount(cell.size),
+            "short": printable("/".join(cell.path.split("/")[-2:])),
+            "last": printable(cell.path.rpartition("/")[2] or "/"),
             "share": f"{100 * cell.size / total:.0f} %", "colour": min(tops.index(cell.top), 5),
             "x": cell.x, "y": cell.y, "width": cell.width, "height": cell.height,
             "label": cell.width > 6 and cell.height > 7, "big": cell.width > 12 and cell.height > 14,

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import cast
 
 from imagesmith.events import Event
-from imagesmith.view_plain import SPINE, headline
+from imagesmith.view_plain import SPINE, Pace, headline
 from imagesmith.view_words import amount, check, clean, how_far
 
 _LONGEST = 1 << 20
 """Bytes that one step's summary may have (Workflow commands, Step isolation and limits)."""
-_EVERY = 10.0
-"""Seconds between two lines on one download."""
 
 
 class GitHub:
@@ -36,7 +34,7 @@ class GitHub:
         self._leaves: set[str] = set()
         self._held: dict[str, list[str]] = {}
         self._open = ""
-        self._told: dict[str, float] = {}
+        self._pace = Pace()
 
     def __call__(self, event: Event) -> None:
         """Write what is to be said of an event."""
@@ -53,11 +51,8 @@ class GitHub:
                 self._write(f"::group::{_data(clean(name))}")
             case "node-log":
                 self._say(name, harmless(f"| {clean(str(event.data['line']))}"))
-            case "progress":
-                what = f"{name}\n{event.data.get('what')}"
-                if event.time - self._told.setdefault(what, event.time) >= _EVERY:
-                    self._told[what] = event.time
-                    self._say(name, harmless(f"| {how_far(event.data)}"))
+            case "progress" if self._pace.due(event):
+                self._say(name, harmless(f"| {how_far(event.data)}"))
             case "check":
                 self._say(name, harmless(f"{'pass' if event.data['passed'] else 'FAIL'} {check(event.data)}"))
             case "node-done" | "node-failed":

@@ -23,7 +23,7 @@ class Plain:
     def __init__(self, write: Callable[[str], object], *, verbose: bool) -> None:
         """``write`` takes a line without its end; ``verbose``: every line that nodes log."""
         self._write, self._verbose = write, verbose
-        self._told: dict[str, float] = {}
+        self._pace = Pace()
 
     def __call__(self, event: Event) -> None:
         """Write what is to be said of an event."""
@@ -36,11 +36,18 @@ class Plain:
             self._write(f"{'pass  ' if event.data['passed'] else 'FAIL  '} {check(event.data)}")
         elif event.event == "node-log" and (self._verbose or str(event.data["line"]).startswith(TOLD)):
             self._write(f"       | {clean(str(event.data['line']))}")
-        elif event.event == "progress" and not self._verbose and self._due(event):
+        elif event.event == "progress" and not self._verbose and self._pace.due(event):
             self._write(f"       | {how_far(event.data)}")
 
-    def _due(self, event: Event) -> bool:
-        """Whether a download has gone on for so long that a line is due; short ones get none."""
+
+class Pace:
+    """Says when a line on a download is due: once it has gone on for a while, and then again and again."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def due(self, event: Event) -> bool:
+        """Whether to write of this event ``progress``; short downloads get no line."""
         what = f"{event.node}\n{event.data.get('what')}"
         last = self._told.setdefault(what, event.time)
         if event.time - last < _EVERY:

@@ -43,6 +43,11 @@ def clean(text: str) -> str:
     What a carriage return goes back over (progress) is left out.
     """
     text = _SEQUENCE.sub("", text).rstrip("\r\n").rpartition("\r")[2].replace("\t", "    ")
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text of an image's (a name, a version) with a ? for each character that a terminal would obey."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
