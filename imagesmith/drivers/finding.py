@@ -9,13 +9,15 @@ from __future__ import annotations
 import shlex
 
 from imagesmith.disk.partitions import Partition, parse_blkid
-from imagesmith.drivers.appliance import Appliance
+from imagesmith.drivers.appliance import Appliance, decode
 from imagesmith.drivers.native_disk import inner_mounts
 from imagesmith.errors import BuildError
 
 _ROOTS = {"ext2": "ro", "ext3": "ro,noload", "ext4": "ro,noload", "xfs": "ro,norecovery"}
 """What a root file system may be, and how it is looked at without a change to it."""
 _OTHERS = {"", "vfat", "swap", "LVM2_member"}
+_MOST = 1 << 20
+"""Bytes of an fstab."""
 _DEVICES = """
 echo OWN=$(readlink -f /dev/block/$(mountpoint -d /))
 echo
@@ -23,7 +25,10 @@ blkid -c /dev/null -o export; :
 """
 _LOOK = """
 mkdir -p /imagesmith-look && mount -o {options} {device} /imagesmith-look && cd /imagesmith-look || exit 0
-if [ -e etc/os-release ] || [ -L etc/os-release ]; then echo root; [ ! -f etc/fstab ] || cat etc/fstab; fi
+if [ -e etc/os-release ] || [ -L etc/os-release ]; then
+  if [ -L etc ] || [ -L etc/fstab ]; then echo link; else echo root; fi
+  [ ! -f etc/fstab ] || head -c {most} etc/fstab | base64
+fi
 cd / && umount /imagesmith-look
 """
 
@@ -48,10 +53,12 @@ def _by_fstab(appliance: Appliance) -> dict[str, str]:
     for part in parts:
         if part.fstype in _ROOTS:
             device = found[part.number]["DEVNAME"]
-            said = appliance.shell(_LOOK.format(options=_ROOTS[part.fstype], device=shlex.quote(device)))
+            said = appliance.shell(_LOOK.format(options=_ROOTS[part.fstype], device=shlex.quote(device), most=_MOST))
             kind, _, fstab = said.partition("\n")
+            if kind == "link":  # where it leads to, only the guest knows
+                return {}
             if kind == "root":
-                fstabs[device] = fstab
+                fstabs[device] = decode(fstab).decode("utf-8", "replace")
     if len(fstabs) != 1:
         return {}
     [(root, fstab)] = fstabs.items()
