@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("imagesmith", deadline=None)  # no test depends on what else the machine does
+settings.load_profile("imagesmith")
 HERE = Path(__file__).parent
 
 
