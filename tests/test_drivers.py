@@ -116,6 +116,9 @@ def shell(root: Root) -> None:
         env >/root/env; rm -f /root/env.new; cat /etc/resolv.conf >/dev/null
         echo made >/srv/link/made; mkdir -p /srv/more; chmod 2775 /srv/more; chown 33:33 /srv/more
         ln /srv/site/index.html /srv/second; sleep 600 &
+        mkdir /srv/inner; ln /bin/busybox /srv/inner/busybox
+        busybox chroot /srv/inner /busybox sh -c "exec 3>/held; exec /busybox sleep 600" &
+        until [ -e /srv/inner/held ]; do sleep 0.1; done
         cat /usr/sbin/policy-rc.d
     """
     said = root.run(["sh", "-s"], input=script, env={"SECRET": "it's \"quoted\" $HOME\n and long"})

@@ -97,10 +97,14 @@ take_back() {{
   fi
 }}
 
+# kill_all: of the programs whose root is the guest's, or a folder of it.
 kill_all() {{
   for turn in 1 2 3 4 5; do
     left=
-    for process in /proc/[0-9]*; do [ $process/root -ef /sysroot ] && left="$left ${{process#/proc/}}"; done
+    for root in $(find /proc/[0-9]*/root -maxdepth 0 -lname '/sysroot*'); do
+      root=${{root#/proc/}}
+      left="$left ${{root%/root}}"
+    done
     [ "$left" ] || return 0
     kill -9 $left
     sleep 0.1
