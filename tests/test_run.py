@@ -161,14 +161,14 @@ def test_a_recipe_runs_and_its_own_user_is_let_in(golden: Golden, command: Comma
 
 
 @pytest.mark.slow
-def test_an_appliance_runs_a_command_as_root(golden: Golden, command: Command, tmp_path: Path) -> None:
+def test_an_appliance_runs_a_command_under_uefi(golden: Golden, command: Command, tmp_path: Path) -> None:
     image = tmp_path / "golden.ova"
     shutil.copy(golden.folder / "golden.ova", image)
-    ran = command("run", image, "--user", "root", "--firmware", "uefi", "--", "sh", "-c", "id -un; ls /sys/firmware; "
+    ran = command("run", image, "--firmware", "uefi", "--", "sh", "-c", "id -un; ls /sys/firmware; "
                   "exit 255", expect=255)  # fmt: skip
-    assert ran.out.split()[0] == "root"
+    assert ran.out.split()[0] == "vagrant"
     assert "efi" in ran.out.split()
-    assert "logged in as root" in ran.err
+    assert "logged in as vagrant" in ran.err
     assert "the connection to the guest has ended" not in ran.err
     assert "the guest has no user 'nobody-here'" in command("run", image, "--user", "nobody-here", "--", "true",
                                                             expect=1).err  # fmt: skip
