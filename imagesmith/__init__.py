@@ -18,12 +18,13 @@ if TYPE_CHECKING:
         Result,
         build,
         load,
+        load_all,
         make_plan,
     )
 
 __all__ = [
     "Artifact", "BuildError", "CheckResult", "Event", "ImagesmithError", "Interrupted", "Plan", "Recipe", "RecipeError",
-    "Result", "build", "load", "make_plan",
+    "Result", "build", "load", "load_all", "make_plan",
 ]  # fmt: skip
 
 

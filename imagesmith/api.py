@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact", "BuildError", "CheckResult", "Event", "ImagesmithError", "Interrupted", "Listener", "Plan", "Recipe",
-    "RecipeError", "Result", "build", "load", "make_plan",
+    "RecipeError", "Result", "build", "load", "load_all", "make_plan",
 ]  # fmt: skip
 
 
@@ -79,14 +79,28 @@ class Result:
 
 
 def load(
-    path: str | Path, *, variables: Mapping[str, str] | None = None, variable_files: Sequence[str | Path] = ()
+    path: str | Path, *, variables: Mapping[str, str] | None = None, variable_files: Sequence[str | Path] = (),
+    variant: str = "",
 ) -> Recipe:  # fmt: skip
-    """Read a recipe.
+    """Read a recipe; of one that has a matrix, the variant of that name.
 
     ``variables`` are those that ``--var`` sets, and ``variable_files`` those of ``--var-file``; ``IMAGESMITH_VAR_x``
     counts, too, for less. Raises RecipeError with every complaint.
     """
-    return recipes.load(Path(path), Overrides(files=tuple(map(Path, variable_files)), given=dict(variables or {})))
+    overrides = Overrides(files=tuple(map(Path, variable_files)), given=dict(variables or {}))
+    return recipes.load(Path(path), overrides, variant)
+
+
+def load_all(
+    path: str | Path, *, variables: Mapping[str, str] | None = None, variable_files: Sequence[str | Path] = (),
+    only: Sequence[str] | None = None,
+) -> list[Recipe]:  # fmt: skip
+    """Read all variants of a recipe, or those that ``only`` names; one without a matrix is its only variant.
+
+    Variables and errors as with ``load``.
+    """
+    overrides = Overrides(files=tuple(map(Path, variable_files)), given=dict(variables or {}))
+    return recipes.load_all(Path(path), overrides, only)
 
 
 def make_plan(recipe: Recipe, *, only: Sequence[str] = (), checks: bool = True, outputs: bool = True) -> Plan:

@@ -9,18 +9,22 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from imagesmith import cli_build as parts
 from imagesmith import cli_complete as complete
 from imagesmith import cli_diff, cli_failure, cli_image, cli_init, cli_run, cli_shell, terminal
-from imagesmith.cli_build import Jobs, Junit, LogFormat, Output, Recipes, VarFiles, Vars, usage
+from imagesmith.cli_build import Jobs, Junit, LogFormat, Output, Recipes, VarFiles, Variants, Vars, usage
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from imagesmith.why import Verdict
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -83,7 +87,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @app.command()
-def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:  # noqa: B006
+def validate(
+    recipes: Recipes, var: Vars = [], var_file: VarFiles = [], variant: Variants = [],  # noqa: B006
+) -> None:  # fmt: skip
     """Tell everything that is wrong with recipes, without building: FILE:LINE:COLUMN: MESSAGE.
 
     Answer files are read as their installers would, by the programs that know where these are on this host; scripts by
@@ -93,10 +99,11 @@ def validate(recipes: Recipes, var: Vars = [], var_file: VarFiles = []) -> None:
     from imagesmith.lint import look
 
     overrides, complaints, host = parts.overrides_of(var, var_file), list[Complaint](), Host()
-    for path in recipes:
+    for path in parts.wanted(recipes, variant):
         found, warnings = list[Complaint](), list[Complaint]()
         try:
-            found, warnings = look(parts.plan_of(path, overrides), host)
+            looks = [look(planned, host) for planned in parts.plans_of([path], overrides, variant)]
+            found, warnings = (sorted({one for told in both for one in told}) for both in zip(*looks, strict=True))
         except RecipeError as error:
             if not error.complaints:
                 raise
@@ -117,28 +124,46 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.", autocompletion=complete.recipes)],
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="Only these outputs.", autocompletion=complete.outputs)] = [],  # noqa: B006
+    variant: Variants = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:  # fmt: skip
     """Show the nodes: for each whether it is there (and how old) or will run, why, how long that took last time, and
-    how its step reaches the guest.
+    how its step reaches the guest. Of a recipe with a matrix, all variants; what several share is told of the first.
     """
     import time
 
-    from imagesmith.view import duration
     from imagesmith.why import reasons
 
-    planned, now, total = parts.plan_of(recipe, parts.overrides_of(var, var_file), only=only), time.time(), 0.0
-    verdicts = list(reasons(planned, parts.the_store()))
+    plans = parts.plans_of(parts.wanted([recipe], variant), parts.overrides_of(var, var_file), variant, only=only)
+    store, now, shared = parts.the_store(), time.time(), dict[str, str]()
+    verdicts = [(planned, list(reasons(planned, store))) for planned in plans]
     if as_json:
-        nodes = [found.plain(now) for found in verdicts]
-        seconds = round(sum(found.seconds for found in verdicts if found.layer is None), 3)
-        print(json.dumps({"recipe": planned.recipe.name, "seconds": seconds, "nodes": nodes}, indent=2))
+        whole = [
+            {"recipe": planned.recipe.name, "seconds": round(sum(one.seconds for one in found if one.layer is None), 3),
+             "nodes": [one.plain(now) for one in found]} for planned, found in verdicts
+        ]  # fmt: skip
+        print(json.dumps(whole if plans[0].recipe.axes else whole[0], indent=2))
         return
+    for planned, found in verdicts:
+        if planned.recipe.axes:
+            print(f"{planned.recipe.name}:")
+        _show(found, now, shared)
+        shared |= {one.node.key: planned.recipe.name for one in found if one.node.key not in shared}
+
+
+def _show(verdicts: list[Verdict], now: float, shared: Mapping[str, str]) -> None:
+    """Print what becomes of a plan's nodes. ``shared``: the recipes that have made some of them, by key."""
+    from imagesmith.view import duration
+
+    total = 0.0
     for found in verdicts:
         node = found.node
         via = f"  [{node.driver}: {node.why_driver}]" if node.driver else ""
         if found.layer is not None:
             print(f"there  {node.name}{via}  (made {duration(now - found.layer.made)} ago)")
+            continue
+        if node.key in shared:
+            print(f"shared {node.name}{via}  (with {shared[node.key]})")
             continue
         about = f"; took {duration(found.seconds)} last time" if found.seconds else ""
         print(f"run    {node.name}{via}  ({found.why}{about})")
@@ -166,30 +191,22 @@ def build(
     on_error: Annotated[str, typer.Option(help="What becomes of a guest in which something failed: clean (it goes) or "
                                           "shell (you are let in before it goes).",
                                           autocompletion=complete.on_error)] = "clean",
+    variant: Variants = [],  # noqa: B006
     verify_reproducible: Annotated[bool, typer.Option("--verify-reproducible", help="Write all artifacts twice; name "
                                                       "the first difference where there is one.")] = False,
     junit: Junit = None,
     log_format: LogFormat = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
 ) -> None:  # fmt: skip
-    """Build recipes. Only what changed, and what follows it, is done again."""
+    """Build recipes, and all variants of each. Only what changed, and what follows it, is done again."""
     parts.look_at(log_format, junit)
     if on_error not in ("clean", "shell"):
         raise usage(f"--on-error {on_error}: must be clean or shell{nearest(on_error, ('clean', 'shell'))}")
     if on_error == "shell" and not terminal.there():
         raise usage("--on-error shell: stdin is no terminal, and a shell needs one")
     with cli_failure.annotated(log_format), parts.reported(junit) as results:
-        overrides = parts.overrides_of(var, var_file)
-        plans, complaints = [], list[Complaint]()
-        for path in recipes:
-            try:
-                plans.append(parts.plan_of(path, overrides, only=only, checks=not no_checks))
-            except RecipeError as error:
-                if not error.complaints:
-                    raise
-                complaints += error.complaints
-        if complaints:
-            raise RecipeError(complaints)
+        plans = parts.plans_of(parts.wanted(recipes, variant), parts.overrides_of(var, var_file), variant, only=only,
+                               checks=not no_checks)  # fmt: skip
         for planned in plans:
             fresh = [*parts.fresh_nodes(planned, no_cache, from_step), *parts.stale_nodes(planned, refresh)]
             parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
@@ -202,7 +219,7 @@ def build(
 def check_image(
     target: Annotated[Path, typer.Argument(help="A recipe, or an image in any format that qemu-img reads.",
                                            metavar="RECIPE|IMAGE")],
-    var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+    var: Vars = [], var_file: VarFiles = [], variant: Variants = [],  # noqa: B006
     junit: Junit = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where a failed guest's console and screen go.")] = (
         Path("output")
@@ -216,14 +233,16 @@ def check_image(
     parts.look_at(log_format, junit)
     with cli_failure.annotated(log_format), parts.reported(junit) as results:
         if target.suffix in (".yaml", ".yml"):
-            planned = parts.plan_of(target, parts.overrides_of(var, var_file), outputs=False)
-            if not planned.checks:
+            plans = parts.plans_of(parts.wanted([target], variant), parts.overrides_of(var, var_file), variant,
+                                   outputs=False)  # fmt: skip
+            if not all(planned.checks for planned in plans):
                 raise usage(f"{target} has no checks")
         else:
-            planned = api.make_plan(of_image(target), outputs=False)
-        parts.run_build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,
-                        fresh=[node.name for node in planned.checks], listen=results[planned.recipe.name].append,
-                        options=parts.given(var, var_file))  # fmt: skip
+            plans = [api.make_plan(of_image(target), outputs=False)]
+        for planned in plans:
+            parts.run_build(planned, output=output, jobs=1, log_format=log_format, verbose=False, publish_it=False,
+                            fresh=[node.name for node in planned.checks], listen=results[planned.recipe.name].append,
+                            options=parts.given(var, var_file))  # fmt: skip
 
 
 @app.command()

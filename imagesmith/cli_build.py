@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 
 from imagesmith import cli_complete as complete
 from imagesmith import cli_failure
-from imagesmith.errors import ImagesmithError, RecipeError, nearest
+from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from imagesmith.api import Artifact
@@ -29,6 +29,10 @@ Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="RE
                                                 autocompletion=complete.recipes)]
 Vars = Annotated[list[str], typer.Option("--var", help="Set a variable: NAME=VALUE. Beats --var-file.")]
 VarFiles = Annotated[list[Path], typer.Option("--var-file", help="A YAML file of variables.")]
+Variants = Annotated[list[str], typer.Option("--variant", help="Of recipes with a matrix, this variant alone; may be "
+                                             "given several times.", autocompletion=complete.variants)]
+Variant = Annotated[str, typer.Option(help="Which variant, of a recipe with a matrix.", show_default=False,
+                                      autocompletion=complete.variants)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the images go: DIR/<recipe's name>/.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="How many outputs and checks at once (0: one a core).")]
 Junit = Annotated[Path | None, typer.Option(help="Write the checks' results to this file as JUnit XML.")]
@@ -55,13 +59,50 @@ def overrides_of(var: Sequence[str] = (), var_file: Sequence[Path] = ()) -> Over
     return Overrides(files=tuple(var_file), given=given)
 
 
-def plan_of(path: Path, overrides: Overrides, *, only: Sequence[str] = (), checks: bool = True,
-            outputs: bool = True) -> Plan:  # fmt: skip
-    """Read a recipe and plan it. Raises RecipeError."""
+def plan_of(path: Path, overrides: Overrides, variant: str = "") -> Plan:
+    """Read a recipe, of one with a matrix the named variant, and plan it. Raises RecipeError."""
     from imagesmith import api
 
-    found = api.load(path, variables=overrides.given, variable_files=overrides.files)
-    return api.make_plan(found, only=only, checks=checks, outputs=outputs)
+    return api.make_plan(api.load(path, variables=overrides.given, variable_files=overrides.files, variant=variant))
+
+
+def wanted(paths: Sequence[Path], variants: Sequence[str]) -> list[Path]:
+    """The recipes that have one of the named variants; without names, all. Raises RecipeError for an unknown name."""
+    from imagesmith import recipe
+
+    known: dict[Path, list[str]] = {}
+    for path in paths if variants else ():
+        with suppress(RecipeError):  # told when it is planned
+            known[path] = recipe.names(path)
+    there = [name for names in known.values() for name in names]
+    for word in variants:
+        if word not in there and len(known) == len(set(paths)):
+            raise usage(f"--variant {word}: there is none of that name{nearest(word, there)}")
+    return [path for path in paths if path not in known or set(variants) & set(known[path])]
+
+
+def plans_of(paths: Sequence[Path], overrides: Overrides, variants: Sequence[str] = (), *, only: Sequence[str] = (),
+             checks: bool = True, outputs: bool = True) -> list[Plan]:  # fmt: skip
+    """Read recipes and plan all their variants, or the named ones. Raises RecipeError with what is wrong in any."""
+    from imagesmith import api
+
+    plans: list[Plan] = []
+    complaints: list[Complaint] = []
+    for path in paths:
+        try:
+            found = api.load_all(path, variables=overrides.given, variable_files=overrides.files, only=variants or None)
+            plans += [api.make_plan(one, only=only, checks=checks, outputs=outputs) for one in found]
+        except RecipeError as error:
+            if not error.complaints:
+                raise
+            complaints += error.complaints
+    if complaints:
+        raise RecipeError(complaints)
+    places: dict[str, Path] = {}
+    for plan in plans:
+        if (other := places.setdefault(plan.recipe.name, plan.recipe.path)) != plan.recipe.path:
+            raise usage(f"{other} and {plan.recipe.path} make images of the same name, {plan.recipe.name}")
+    return plans
 
 
 def the_store() -> Store:

@@ -45,6 +45,15 @@ def starters() -> Offers:
     return [(name, _plain(one.description)) for name, one in STARTERS.items()]
 
 
+def variants(context: typer.Context) -> Offers:
+    """The variants of the recipe on the line."""
+    from imagesmith import recipe
+
+    with suppress(ImagesmithError, OSError):
+        return words(*(name for path in _paths(context) for name in recipe.names(path)))
+    return []
+
+
 def outputs(context: typer.Context) -> Offers:
     """The outputs of the recipe on the line, by kind and label; all kinds where there is none."""
     found = _recipe(context)
@@ -97,15 +106,20 @@ def _kinds(families: Iterable[str]) -> Offers:
 
 
 def _recipe(context: typer.Context) -> Recipe | None:
+    """The recipe on the line; of one with a matrix its first variant."""
     from imagesmith import recipe
 
+    for path in _paths(context):
+        with suppress(ImagesmithError, OSError):
+            return recipe.load(path, None, recipe.names(path)[0])
+    return None
+
+
+def _paths(context: typer.Context) -> list[Path]:
     given = [context.params.get(name) for name in ("recipe", "recipes", "target")]
     words = [one for value in given for one in (value if isinstance(value, (list, tuple)) else [value])]
-    for word in [*words, *context.args]:  # an option that still wants its value keeps the parser from naming the others
-        with suppress(ImagesmithError, OSError):
-            if str(word).endswith((".yaml", ".yml")):
-                return recipe.load(Path(str(word)))
-    return None
+    words += context.args  # an option that still wants its value keeps the parser from naming the others
+    return [Path(str(word)) for word in words if str(word).endswith((".yaml", ".yml"))]
 
 
 def _plain(text: str) -> str:

@@ -41,6 +41,7 @@ def ways(plan: Plan, options: Sequence[str], *, entered: bool) -> Ways:
 
     def found(node: Node, error: ImagesmithError) -> list[str]:
         shell = ["imagesmith", "shell", str(plan.recipe.path), *options]
+        shell += ["--variant", plan.recipe.name] if plan.recipe.axes else []
         booted = isinstance(error, CheckFailed)
         if not plan.recipe.path.suffix.startswith(".y"):
             return [shlex.join(shell)] if own == ["test"] and node.verb == "check" and booted else []

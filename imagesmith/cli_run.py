@@ -18,7 +18,7 @@ import typer
 
 from imagesmith import cli_build as parts
 from imagesmith import terminal
-from imagesmith.cli_build import VarFiles, Vars, usage
+from imagesmith.cli_build import VarFiles, Variant, Vars, usage
 from imagesmith.cli_image import imported
 from imagesmith.errors import GuestFailed, Interrupted
 
@@ -56,6 +56,7 @@ def run(
     firmware: Annotated[str, typer.Option(help="bios, uefi or uefi-secure; what the recipe or the image begins with, "
                                           "without it.")] = "",
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+    variant: Variant = "",
 ) -> int:  # fmt: skip
     """Run an image as it will run elsewhere: a throw-away copy boots, and you are logged in as its own user.
 
@@ -80,7 +81,7 @@ def run(
         return _console(guest.machine) if console else _wait(guest.machine)
 
     try:
-        with scratch(), _disk(target, host, parts.overrides_of(var, var_file)) as (found, disk, bench):
+        with scratch(), _disk(target, host, parts.overrides_of(var, var_file), variant) as (found, disk, bench):
             machine = found.recipe.machine
             if size:
                 machine = machine.model_copy(update={"memory": size})
@@ -125,12 +126,12 @@ def _bytes(word: str) -> int:
 
 
 @contextmanager
-def _disk(target: Path, host: Host, overrides: Overrides) -> Iterator[tuple[Node, Disk, Bench]]:
+def _disk(target: Path, host: Host, overrides: Overrides, variant: str) -> Iterator[tuple[Node, Disk, Bench]]:
     """What to boot: a recipe's disk as it lies in the store, or an image's, imported."""
     from imagesmith.workbench import Bench
 
     if target.suffix in (".yaml", ".yml"):
-        planned = parts.plan_of(target, overrides)
+        planned = parts.plan_of(target, overrides, variant)
         store, sealed = parts.the_store(), planned.sealed
         if sealed.gives != "disk":
             raise usage(f"{target} makes no disk, so there is no machine to run")

@@ -17,7 +17,7 @@ import typer
 from imagesmith import cli_build as parts
 from imagesmith import cli_complete as complete
 from imagesmith import terminal
-from imagesmith.cli_build import VarFiles, Vars, usage
+from imagesmith.cli_build import VarFiles, Variant, Vars, usage
 from imagesmith.cli_image import imported
 from imagesmith.errors import Interrupted
 
@@ -40,6 +40,7 @@ def shell(
     after: Annotated[str, typer.Option(help="As it was after this step: its number or name; the last one that is "
                                        "there, without it.", show_default=False, autocompletion=complete.steps)] = "",
     var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+    variant: Variant = "",
 ) -> int:  # fmt: skip
     """Open a shell in a copy of a guest as it was after a step; what is changed there is thrown away.
 
@@ -60,7 +61,7 @@ def shell(
                 raise usage("--after: an image has no steps")
             with scratch(), _image(target, host, said) as guest:
                 return _let_in(guest, command or [], said)
-        planned = parts.plan_of(target, parts.overrides_of(var, var_file))
+        planned = parts.plan_of(target, parts.overrides_of(var, var_file), variant)
         store = parts.the_store()
         bench = Bench(store, host, epoch=planned.facts.epoch, note=said)
         with scratch(), store.using(cancelled=lambda: host.cancelled) as use:

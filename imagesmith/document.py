@@ -38,6 +38,21 @@ class Document:
     _keys: dict[Where, tuple[int, int]] = field(default_factory=dict)
     _values: dict[Where, tuple[int, int]] = field(default_factory=dict)
     complaints: list[Complaint] = field(default_factory=list)
+    below: tuple[Path, ...] = ()
+    """The files that a document was merged of beside its own, the nearest first."""
+    _origins: dict[Where, tuple[Document, Where]] = field(default_factory=dict)
+
+    def origin(self, where: Where) -> tuple[Document, Where]:
+        """The document in which a value was written, and its place there: another's for what came of merging."""
+        for end in range(len(where), 0, -1):
+            if (found := self._origins.get(where[:end])) is not None:
+                return found[0].origin((*found[1], *where[end:]))
+        return self, where
+
+    def merged(self, below: Document, value: object, origins: Mapping[Where, tuple[Document, Where]]) -> Document:
+        """This document with another value. ``origins`` tells of places in it that are not its own."""
+        return Document(self.file, value, self._keys, self._values, [*below.complaints, *self.complaints],
+                        (below.file, *below.below), dict(origins))  # fmt: skip
 
     def at(self, where: Where) -> object:
         """The value at a place; None where there is none."""
@@ -57,14 +72,15 @@ class Document:
 
     def complaint(self, where: Where, message: str, *, key: bool = False) -> Complaint:
         """Make a complaint without noting it."""
+        document, where = self.origin(where)
         at: tuple[int, int] | None = None
         for end in range(len(where), -1, -1):
-            places = self._keys if key and end == len(where) else self._values
-            at = places.get(where[:end]) or self._keys.get(where[:end])
+            places = document._keys if key and end == len(where) else document._values
+            at = places.get(where[:end]) or document._keys.get(where[:end])
             if at is not None:
                 break
         line, column = at or (1, 1)
-        return Complaint(self.file, line, column, spell(where), message)
+        return Complaint(document.file, line, column, spell(where), message)
 
 
 def load(file: Path) -> Document:

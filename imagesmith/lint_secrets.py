@@ -52,7 +52,7 @@ def remarks(plan: Plan, places: Places) -> tuple[list[Complaint], list[Complaint
 
 def _files(plan: Plan, places: Places) -> Iterator[Path]:
     """The texts that a plan is made of: recipes, and the files that their bases, steps and checks name."""
-    recipes = {node.recipe.path: None for node in plan.spine}
+    recipes = {path: None for node in plan.spine for path in (node.recipe.path, *node.recipe.extends)}
     yield from (path for path in recipes if path.suffix in (".yaml", ".yml"))
     for node in plan.spine:
         if node.kind is not None and node_place(node) is not None:
@@ -111,8 +111,10 @@ def _passwords(plan: Plan, places: Places) -> Iterator[Complaint]:
     login = plan.recipe.login
     if login is not None and _clear(login.password):
         where = Complaint(plan.recipe.path, 1, 1, "login", "")
-        document = places.document(plan.recipe.path)
-        where = where if document is None else document.complaint(("login", "password"), "")
+        for document in map(places.document, (plan.recipe.path, *plan.recipe.extends)):
+            if document is not None and document.at(("login", "password")) is not None:
+                where = document.complaint(("login", "password"), "")
+                break
         yield replace(where, message=f"'password' is in clear; {_WAY_OUT}")
 
 

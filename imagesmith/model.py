@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Generic, Literal, Self, TypeVar, cast
 
@@ -149,3 +149,7 @@ class Recipe:
     login: Login | None = None
     checkpoints: bool | Literal["with-secrets"] = True
     """Whether running guests' states are kept between steps; those that hold secrets only where it says so."""
+    extends: tuple[Path, ...] = ()
+    """The files that it extends, the nearest first."""
+    axes: Mapping[str, object] = field(default_factory=dict)
+    """What its matrix gives to variables, where it is a variant; its name is the variant's, then."""

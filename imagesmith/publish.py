@@ -206,11 +206,14 @@ def _manifest(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         for result in cast(list[dict[str, Any]], outcome.layers[node.name].facts["checks"])
     ]
     inputs = {node.name: sorted(_inputs(plan, node.kind)) for node in plan.nodes if node.kind is not None}
+    folder = recipe.path.parent
+    extends = [{"name": os.path.relpath(file, folder), "digest": file_digest(file)} for file in recipe.extends]
     return {
         "recipe": recipe.name, "version": recipe.version, "description": recipe.description, "arch": recipe.arch,
         "variables": recipe.variables, "epoch": plan.facts.epoch, "machine": recipe.machine.identity(),
         "inputs": {
             "recipe": {"name": recipe.path.name, "digest": file_digest(recipe.path)},
+            **({"extends": extends} if extends else {}),
             "files": {name: files for name, files in inputs.items() if files},
             "downloads": {
                 node.name: outcome.layers[node.name].facts["downloads"]

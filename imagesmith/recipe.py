@@ -1,31 +1,32 @@
-"""YAML -> Recipe. Every complaint names file, line, column, the place in the recipe and the nearest right word.
+"""YAML -> Recipe, or its variants.
+
+Every complaint names file, line, column, the place in the recipe and the nearest right word.
 
 All complaints come at once, and nothing outside the recipe's own files is touched.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
 from pydantic import ValidationError
 
-from imagesmith import document
+from imagesmith import document, extends
 from imagesmith.document import Document, Where
 from imagesmith.errors import Complaint, RecipeError, nearest
 from imagesmith.kinds import Base, Check, Kind, Options, Output, Step, Unfit, known, without
+from imagesmith.matrix import Variant, variants
 from imagesmith.model import CheckOptions, Common, Entry, K, Login, Machine, Recipe, StepOptions
 from imagesmith.render import Renderer, Secret
+from imagesmith.variables import Overrides, secret_source, values_from_outside
 
 ARCHITECTURES = ("x86_64", "aarch64")
 FIRMWARE = ("bios", "uefi", "uefi-secure")
 TOP_LEVEL = (
-    "name", "version", "description", "arch", "variables", "machine", "login", "checkpoints",
+    "name", "version", "description", "arch", "extends", "matrix", "variables", "machine", "login", "checkpoints",
     "base", "steps", "checks", "outputs",
 )  # fmt: skip
 
@@ -33,28 +34,52 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 """What a recipe may be called: it names files."""
 
 __all__ = [
-    "CheckOptions", "Common", "Entry", "Login", "Machine", "Overrides", "Recipe", "StepOptions", "load", "of_image",
+    "CheckOptions", "Common", "Entry", "Login", "Machine", "Overrides", "Recipe", "StepOptions", "load", "load_all",
+    "names", "of_image",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """Values of variables from outside, the strongest last: environment, --var-file, --var."""
+def load(path: Path, overrides: Overrides | None = None, variant: str = "") -> Recipe:
+    """Read a recipe; of one that has a matrix, the variant of that name. Raises RecipeError with every complaint."""
+    found = extends.load(path)
+    known = _variants(found)
+    chosen = [one for one in known if variant in ("", one.name)]
+    if len(chosen) != 1 and not found.complaints:
+        there = [one.name for one in known]
+        wrong = f"has no variant '{variant}'{nearest(variant, there)}" if variant else "makes several variants"
+        found.complain(("matrix",), f"{wrong}; one must be named: {', '.join(there)}", key=True)
+        chosen = []
+    return _recipes(found, overrides, chosen)[0]
 
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    files: Sequence[Path] = ()
-    given: Mapping[str, str] = field(default_factory=dict)
+
+def load_all(path: Path, overrides: Overrides | None = None, only: Collection[str] | None = None) -> list[Recipe]:
+    """Read all variants of a recipe, or those that ``only`` names. Raises RecipeError with every complaint.
+
+    One without a matrix is its only variant.
+    """
+    found = extends.load(path)
+    return _recipes(found, overrides, [one for one in _variants(found) if only is None or one.name in only])
 
 
-def load(path: Path, overrides: Overrides | None = None) -> Recipe:
-    """Read a recipe. Raises RecipeError with every complaint."""
-    found = document.load(path)
-    loader = _Loader(found, overrides or Overrides())
-    recipe = loader.recipe()
-    if found.complaints:
+def names(path: Path) -> list[str]:
+    """The names of a recipe's variants; of one without a matrix its own. Raises RecipeError."""
+    found = extends.load(path)
+    known = _variants(found)
+    if not known:
         raise RecipeError(found.complaints)
-    assert recipe is not None
-    return recipe
+    return [one.name for one in known]
+
+
+def _variants(found: Document) -> list[Variant]:
+    return variants(found, str(found.at(("name",)) or found.file.stem))
+
+
+def _recipes(found: Document, overrides: Overrides | None, chosen: Sequence[Variant]) -> list[Recipe]:
+    """What a document says, once for each variant; what is wrong in several is told once."""
+    recipes = [_Loader(found, overrides or Overrides(), variant).recipe() for variant in chosen]
+    if found.complaints:
+        raise RecipeError(list(dict.fromkeys(found.complaints)))
+    return [recipe for recipe in recipes if recipe is not None]
 
 
 def of_image(path: Path, *, outputs: Sequence[str] = (), name: str = "", arch: str = "x86_64") -> Recipe:
@@ -95,10 +120,10 @@ def _outputs(entries: Sequence[str]) -> tuple[Entry[Output], ...]:
 
 
 class _Loader:
-    def __init__(self, found: Document, overrides: Overrides) -> None:
+    def __init__(self, found: Document, overrides: Overrides, variant: Variant = Variant("")) -> None:  # noqa: B008
         self._document = found
         self._overrides = overrides
-        self._folder = found.file.parent
+        self._variant = variant
         self._renderer = Renderer({})
 
     def recipe(self) -> Recipe | None:
@@ -113,15 +138,17 @@ class _Loader:
             "name": self._text(top, "name", self._document.file.stem),
             "version": self._text(top, "version", "0"),
             "description": self._text(top, "description", ""),
-            "arch": self._text(top, "arch", "x86_64"),
+            "arch": str(self._variant.values.get("arch") or self._text(top, "arch", "x86_64")),
         }
         if not NAME.fullmatch(basics["name"]):
             self._document.complain(("name",), "use lower-case letters, digits, dots, hyphens; it names files")
         if basics["arch"] not in ARCHITECTURES:
             near = nearest(basics["arch"], ARCHITECTURES)
-            self._document.complain(("arch",), f"'{basics['arch']}' is none of {', '.join(ARCHITECTURES)}{near}")
-        variables, secrets = self._variables(top, basics)
-        self._renderer = Renderer({**basics, **variables, **{name: Secret(name) for name in secrets}})
+            place = ("matrix", "arch") if "arch" in self._variant.values else ("arch",)
+            self._document.complain(place, f"'{basics['arch']}' is none of {', '.join(ARCHITECTURES)}{near}")
+        known = {**basics, **({"variant": self._variant.name} if self._variant.values else {})}
+        variables, secrets = self._variables(top, known)
+        self._renderer = Renderer({**known, **variables, **{name: Secret(name) for name in secrets}})
         machine = self._options(Machine, self._rendered(top.get("machine"), ("machine",)), ("machine",))
         login = self._login(top)
         base = self._base(top)
@@ -134,8 +161,13 @@ class _Loader:
         return Recipe(
             path=self._document.file, variables=variables, secrets=secrets, machine=machine, base=base[0],
             base_place=base[1], steps=tuple(steps), checks=tuple(checks), outputs=tuple(outputs), login=login,
-            checkpoints=self._checkpoints(top), **basics,
+            checkpoints=self._checkpoints(top), extends=self._document.below, axes=self._variant.values,
+            **{**basics, "name": known.get("variant", basics["name"])},
         )  # fmt: skip
+
+    def _folder(self, where: Where) -> Path:
+        """What the paths in a value are relative to: the folder of the file in which it was written."""
+        return self._document.origin(where)[0].file.parent
 
     # -- plain values --------------------------------------------------------------------------------------------
 
@@ -168,8 +200,12 @@ class _Loader:
         if not isinstance(declared, Mapping):
             self._document.complain(("variables",), "must be a mapping of names to defaults")
             return {}, {}
-        given = self._given(declared)
-        plain: dict[str, object] = {}
+        matrix = cast(Mapping[str, object], top.get("matrix")) if self._variant.values else {}
+        axes = {name: value for name, value in self._variant.values.items() if name in matrix}
+        extra = {name: {"default": value} for name, value in self._variant.values.items() if name not in matrix}
+        declared = {name: extra.get(name, value) for name, value in declared.items() if name not in axes}
+        given = values_from_outside(self._document, self._overrides, declared, axes)
+        plain = {name: value for name, value in axes.items() if name not in basics}
         secrets: dict[str, dict[str, str]] = {}
         for name, declaration in declared.items():
             where: Where = ("variables", name)
@@ -180,7 +216,7 @@ class _Loader:
                 self._document.complain(where, f"'{name}' is the recipe's own {name} and cannot be set", key=True)
                 continue
             if isinstance(declaration, Mapping) and "secret" in declaration:
-                source = self._secret(declaration, where)
+                source = secret_source(self._document, declaration["secret"], where)
                 secrets[name] = {"value": str(given[name])} if name in given else source
                 continue
             default: object = declaration
@@ -197,52 +233,6 @@ class _Loader:
             self._renderer = Renderer({**basics, **plain, **{n: Secret(n) for n in secrets}})
             plain[name] = given[name] if name in given else self._rendered(default, where)
         return plain, secrets
-
-    def _given(self, declared: Mapping[str, object]) -> dict[str, object]:
-        """Values from outside, the strongest of each; text becomes the type of the default."""
-        found: dict[str, object] = {}
-        for name, text in sorted(self._overrides.environment.items()):
-            if name.startswith("IMAGESMITH_VAR_") and name.removeprefix("IMAGESMITH_VAR_") in declared:
-                found[name.removeprefix("IMAGESMITH_VAR_")] = text
-        for file in self._overrides.files:
-            other = document.load(file)
-            self._document.complaints.extend(other.complaints)
-            if not isinstance(other.value, Mapping):
-                other.complain((), "must be a mapping of variables to values")
-                self._document.complaints.append(other.complaints[-1])
-                continue
-            for name, value in other.value.items():
-                if name not in declared:
-                    message = f"unknown variable '{name}'{nearest(name, declared)}"
-                    self._document.complaints.append(other.complaint((name,), message, key=True))
-                found[name] = value
-        for name, text in self._overrides.given.items():
-            if name not in declared:
-                self._document.complain(("variables",), f"--var: unknown variable '{name}'{nearest(name, declared)}")
-            found[name] = text
-        for name, value in found.items():
-            declaration = declared.get(name)
-            default = declaration.get("default") if isinstance(declaration, Mapping) else declaration
-            if isinstance(value, str) and default is not None and not isinstance(default, str):
-                try:
-                    found[name] = yaml.safe_load(value)
-                except yaml.YAMLError:
-                    pass
-        return found
-
-    def _secret(self, declaration: Mapping[str, object], where: Where) -> dict[str, str]:
-        source = declaration["secret"]
-        words = ("env", "file", "command")
-        if isinstance(source, Mapping) and len(source) == 1:
-            (word, value), = source.items()
-            if word in words and isinstance(value, str):
-                return {word: value}
-            if word not in words:
-                self._document.complain((*where, "secret", word), f"unknown source '{word}'{nearest(word, words)}",
-                                        key=True)  # fmt: skip
-                return {}
-        self._document.complain((*where, "secret"), "must be one of {env: NAME}, {file: PATH}, {command: PROGRAM ARGS}")
-        return {}
 
     def _checkpoints(self, top: Mapping[str, object]) -> bool | Literal["with-secrets"]:
         value = top.get("checkpoints", True)
@@ -356,7 +346,7 @@ class _Loader:
         if not isinstance(value, Mapping):
             self._document.complain(where, "must be a mapping of options")
             return None
-        context = {"folder": self._folder, "render": self._renderer.file, "mapped": self._renderer.mapped,
+        context = {"folder": self._folder(where), "render": self._renderer.file, "mapped": self._renderer.mapped,
                    "own_template": self._renderer.own}  # fmt: skip
         try:
             return model.model_validate(dict(value), context=context)

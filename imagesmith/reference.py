@@ -108,6 +108,32 @@ def _list_of(family: str, common: type[Common]) -> dict[str, Any]:
     return {"type": "array", "description": _FAMILIES[family], "items": {"anyOf": [names, *entries]}}
 
 
+_EXTENDS: dict[str, Any] = {
+    "description": "Another recipe's file: what it says holds here, too; this one's values go before it.",
+    "anyOf": [
+        {"type": "string", "examples": ["common.yaml"]},
+        {"type": "object", "additionalProperties": False, "required": ["recipe"], "properties": {
+            "recipe": {"type": "string", "description": "The other recipe's file.", "examples": ["common.yaml"]},
+            "without": {"type": "array", "items": {"type": "string"}, "examples": [["outputs", "steps.packages"]],
+                        "description": "What of it is left out: a key, or KEY.NAME of one variable, step …"}}},
+    ],
+}  # fmt: skip
+_VALUE = {"type": ["string", "number", "boolean"]}
+_MATRIX: dict[str, Any] = {
+    "type": "object", "description": "Axes: the recipe makes one image for each combination of their values.",
+    "properties": {
+        "include": {"type": "array", "items": {"type": "object"},
+                    "description": "Added to the combinations that they contradict in no axis, or ones more.",
+                    "examples": [[{"suite": "trixie", "size": "8G"}]]},
+        "exclude": {"type": "array", "items": {"type": "object", "additionalProperties": _VALUE},
+                    "description": "Combinations that are left out.", "examples": [[{"suite": "trixie"}]]},
+    },
+    "additionalProperties": {"type": "array", "minItems": 1, "items": _VALUE,
+                             "description": "An axis: a variable, and the values that it takes."},
+    "examples": [{"suite": ["bookworm", "trixie"]}],
+}  # fmt: skip
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe."""
     text: dict[str, Any] = {"type": ["string", "number"]}
@@ -116,7 +142,7 @@ def schema() -> dict[str, Any]:
         "title": "imagesmith recipe",
         "type": "object",
         "additionalProperties": False,
-        "required": ["base"],
+        "anyOf": [{"required": ["base"]}, {"required": ["extends"]}],
         "properties": {
             "name": {"type": "string", "pattern": f"^{NAME.pattern}$", "examples": ["web"],
                      "description": "Names files and labels; the file's name without its extension by default."},
@@ -125,6 +151,8 @@ def schema() -> dict[str, Any]:
             "description": {"type": "string", "description": "What the image is, for boxes, labels and the manifest.",
                             "examples": ["A web server"]},
             "arch": {"enum": list(ARCHITECTURES), "description": "The guest's processor.", "default": "x86_64"},
+            "extends": _EXTENDS,
+            "matrix": _MATRIX,
             "variables": {"type": "object", "description": "Defaults; {secret: {env|file|command: …}} for secrets.",
                           "examples": [{"user": "ops", "token": {"secret": {"env": "DEPLOY_TOKEN"}}}]},
             "machine": {**_schema_of(Machine, "machine"), "description": inspect.getdoc(Machine)},

@@ -49,7 +49,10 @@ MAY: dict[str, set[str]] = {
     "document": {"errors"},
     "render": {"errors", "kinds", "password"},
     "model": {"errors", "kinds"},
-    "recipe": {"errors", "kinds", "document", "model", "render"},
+    "extends": {"document", "errors", "model"},
+    "matrix": {"document", "errors"},
+    "variables": {"document", "errors"},
+    "recipe": {"errors", "extends", "kinds", "document", "matrix", "model", "render", "variables"},
     "secrets": {"errors", "host", "recipe"},
     "plan": {"errors", "kinds", "recipe"},
     "lint": {"errors", "host", "lint_packages", "lint_places", "lint_scripts", "lint_secrets", "plan"},
@@ -92,7 +95,7 @@ FREE = {"api", "cli", "cli_build", "cli_failure", "cli_cache", "cli_complete", "
         "cli_run", "cli_shell", "workbench"}
 ONE_PLACE = {  # module from outside -> the only modules of ours that may import it
     "subprocess": {"host"}, "guestfs": {"drivers/guestfs", "drivers/guestfs_worker"}, "requests": {"fetch_http"},
-    "yaml": {"document", "recipe"}, "jinja2": {"render"},
+    "yaml": {"document", "variables"}, "jinja2": {"render"},
     "pycdlib": {"installer/iso"}, "winrm": {"drivers/winrm"}, "jsonschema": {"answers/_schema"},
     "zstandard": {"look/contained", "machine/memory", "outputs/_qcow2"},
     "typer": {"cli", "cli_build", "cli_cache", "cli_complete", "cli_diff", "cli_image", "cli_init", "cli_run",
