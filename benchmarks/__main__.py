@@ -23,6 +23,7 @@ from benchmarks import (
     offline_steps,
     online,
     outputs,
+    planning,
     provision,
     ssh_steps,
     unchanged,
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "online": online.run,
     "checkpoints": checkpoints.run,
     "unchanged": unchanged.run,
+    "planning": planning.run,
     "installer": installer.run,
     "memory": memory.run,  # last: it looks at all builds
 }

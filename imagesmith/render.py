@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
@@ -17,6 +18,10 @@ from imagesmith.password import hashed
 _EXPRESSION = re.compile(r"\s*\{\{(?P<inner>(?:(?!\}\}|\{\{).)*)\}\}\s*", re.S)
 _MARK = re.compile("\ue010(\\d+)\ue011")
 _UNDEFINED = re.compile(r"'(\w+)' is undefined")
+
+
+_COMPILED = 256
+"""How many compiled templates and expressions are kept."""
 
 
 class Secret:
@@ -36,20 +41,7 @@ class Renderer:
 
     def __init__(self, variables: Mapping[str, object]) -> None:
         self._variables = dict(variables)
-        self._inline = self._environment(comments=False)
-        self._files = self._environment(comments=True)
-
-    @staticmethod
-    def _environment(*, comments: bool) -> jinja2.Environment:
-        # In a recipe's strings '{#' is the shell's ${#name}, so comments are only for template files.
-        start, end = ("{#", "#}") if comments else ("{#\ue002", "\ue002#}")
-        environment = jinja2.sandbox.SandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, comment_start_string=start,
-            comment_end_string=end,
-        )  # fmt: skip
-        environment.filters["quote"] = _quote
-        environment.filters["crypt"] = _crypt
-        return environment
+        self._inline, self._files = _shared(comments=False), _shared(comments=True)
 
     def value(self, text: str) -> object:
         """Render a string; one that is a single expression keeps the expression's type. Raises ValueError."""
@@ -58,8 +50,8 @@ class Renderer:
         try:
             whole = _EXPRESSION.fullmatch(text)
             if whole is None:
-                return self._checked(self._inline.from_string(text).render(self._variables))
-            found = self._inline.compile_expression(whole["inner"], undefined_to_none=False)(**self._variables)
+                return self._checked(_template(self._inline, text).render(self._variables))
+            found = _expression(self._inline, whole["inner"])(**self._variables)
             if isinstance(found, jinja2.Undefined):
                 found._fail_with_undefined_error()
             return self._checked(str(found)) if isinstance(found, (Secret, str)) else found
@@ -76,7 +68,7 @@ class Renderer:
         """Render a template file. Raises ValueError with the file's line."""
         try:
             source = path.read_text(encoding="utf-8")
-            return self._checked(self._files.from_string(source).render(self._variables))
+            return self._checked(_template(self._files, source).render(self._variables))
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text") from None
         except OSError as error:
@@ -136,11 +128,38 @@ class _Trusting(Renderer):
 
     def __init__(self, variables: Mapping[str, object]) -> None:
         super().__init__(variables)
+        self._files = _environment(comments=True)
         self._files.filters["quote"] = lambda value: shlex.quote(str(value))
         self._files.filters["crypt"] = lambda value, user: hashed(str(value), user)
 
     def _checked(self, text: str) -> str:
         return text
+
+
+def _environment(*, comments: bool) -> jinja2.Environment:
+    # In a recipe's strings '{#' is the shell's ${#name}, so comments are only for template files.
+    start, end = ("{#", "#}") if comments else ("{#\ue002", "\ue002#}")
+    environment = jinja2.sandbox.SandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, comment_start_string=start,
+        comment_end_string=end,
+    )  # fmt: skip
+    environment.filters["quote"] = _quote
+    environment.filters["crypt"] = _crypt
+    return environment
+
+
+_shared = lru_cache(_environment)
+
+
+@lru_cache(_COMPILED)
+def _template(environment: jinja2.Environment, source: str) -> jinja2.Template:
+    """A compiled template: compiling one takes as long as fifty renderings, and many recipes have the same texts."""
+    return environment.from_string(source)
+
+
+@lru_cache(_COMPILED)
+def _expression(environment: jinja2.Environment, source: str) -> Callable[..., object]:
+    return environment.compile_expression(source, undefined_to_none=False)
 
 
 def _quote(value: object) -> str:

@@ -242,3 +242,8 @@ def test_a_secret_in_a_recipe_is_not_quoted_before_it_is_there(folder: Path) -> 
 ])  # fmt: skip
 def test_images_of_two_versions_have_two_names(file: str, name: str) -> None:
     assert name_for(Path(file)) == name
+
+
+def test_what_is_nested_too_deeply_is_a_complaint(folder: Path) -> None:
+    for text in ("[" * 5000, "- " * 100_000):
+        assert complaints(folder, text) == ["r.yaml:1:1: is nested too deeply"]
