@@ -17,6 +17,7 @@ from imagesmith.document import parse
 from imagesmith.errors import RecipeError
 from imagesmith.matrix import variants
 from imagesmith.recipe import Overrides, Recipe, load_all
+from tests.trees import tiny
 
 COMMON = """\
 name: common
@@ -268,6 +269,29 @@ def imagesmith(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "IMAGESMITH_CACHE": str(folder / "cache")}
     return subprocess.run([sys.executable, "-m", "imagesmith.cli", *words], cwd=folder, env=environment, text=True,
                           capture_output=True, check=False, timeout=300)  # fmt: skip
+
+
+def test_what_variants_share_is_made_once_and_each_has_a_folder_of_its_own(folder: Path) -> None:
+    tiny(folder)
+    (folder / "family.yaml").write_text("""\
+extends: {recipe: tiny.yaml, without: [steps.shell]}
+matrix: {word: [moin, hej]}
+steps:
+  - shell: echo the same > /etc/issue
+  - shell: echo {{ word }} > /etc/motd
+""")
+    done = imagesmith(folder, "build", "family.yaml", "--log-format", "json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    ran = [event["node"] for event in events if event["event"] == "node-done"]
+    for node, times in (("base container tiny.tar", 1), ("1 shell echo the same > /etc/issue", 1), ("3 cleanup", 2)):
+        assert ran.count(node) == times, node
+    for word in ("moin", "hej"):
+        manifest = json.loads((folder / f"output/family-{word}/manifest.json").read_text())
+        assert (manifest["recipe"], manifest["variables"]) == (f"family-{word}", {"word": word})
+        assert manifest["inputs"]["recipe"]["name"] == "family.yaml"
+        assert [file["name"] for file in manifest["inputs"]["extends"]] == ["tiny.yaml"]
+        assert list((folder / f"output/family-{word}").glob(f"family-{word}.rootfs.tar*"))
 
 
 def test_the_command_takes_all_variants_or_the_named(folder: Path) -> None:
