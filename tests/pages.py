@@ -72,11 +72,15 @@ def blocks(page: Path) -> Iterator[Block]:
         )
 
 
+_RECIPE = "base: {bootstrap: {distribution: debian, suite: bookworm}}\noutputs: [raw]\n"
+
+
 def stand_in(path: Path) -> None:
     """A file where there is none, that a recipe can name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.write_text("ssh-ed25519 AAAA docs\n" if path.suffix == ".pub" else "#!/bin/sh\n")
+        texts = {".pub": "ssh-ed25519 AAAA docs\n", ".yaml": _RECIPE}
+        path.write_text(texts.get(path.suffix, "#!/bin/sh\n"))
 
 
 def wild(text: str) -> str:

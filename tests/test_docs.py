@@ -36,7 +36,7 @@ def test_every_whole_recipe_in_the_docs_is_a_good_one(files: list[str], text: st
     for file in files:
         stand_in(tmp_path / file)
     (tmp_path / "recipe.yaml").write_text(text)
-    recipe.load(tmp_path / "recipe.yaml")
+    recipe.load_all(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
