@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import yaml
 
@@ -116,10 +115,10 @@ def _composed(text: str) -> yaml.Node | None:
     """
     if yaml.__with_libyaml__ and sum(map(text.count, "[{-:?")) <= _MOST_LEVELS:
         try:
-            return cast("yaml.Node | None", yaml.compose(text, Loader=yaml.CSafeLoader))
+            return yaml.compose(text, Loader=yaml.CSafeLoader)
         except yaml.YAMLError:
             pass
-    return cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def foreign(text: str, file: Path) -> Document:
