@@ -29,6 +29,7 @@ from imagesmith.recipe import Overrides, Recipe
 
 if TYPE_CHECKING:
     from imagesmith.engine_node import Enter, Outcome, Ways
+    from imagesmith.remote.shared import Shared
     from imagesmith.store import Store
 
 __all__ = [
@@ -131,6 +132,7 @@ def build(
     verify_reproducible: bool = False,
     enter: Enter | None = None,
     ways: Ways = lambda node, error: (),
+    shared: Shared | None = None,
 ) -> Result:
     """Do what the store does not have of a plan, and put the artifacts into the folder ``output/NAME``.
 
@@ -138,13 +140,14 @@ def build(
     a core). ``fresh`` names nodes that run again though they are there. ``checkpoints``: keep the states of running
     guests. Without ``publish`` nothing is put into ``output`` (but what failed leaves its evidence there).
     ``verify_reproducible``: write all artifacts once more, and compare. ``enter`` lets somebody into the guest of what
-    failed, and ``ways`` gives the command lines by which one may look around there.
+    failed, and ``ways`` gives the command lines by which one may look around there. ``shared`` are caches to take
+    results from and to put them into.
 
     Raises RecipeError (an answer file that its installer would not take), BuildError and what is below it, each with
     the node that failed, and Interrupted for Ctrl-C. What was finished is kept in every case.
     """
     from imagesmith import evidence, secrets
-    from imagesmith.engine import Engine
+    from imagesmith.engine import Engine, with_followers
     from imagesmith.host import Host
     from imagesmith.lint import lint
     from imagesmith.publish import check_target, follow_up, table
@@ -169,6 +172,8 @@ def build(
     hear(Event("plan", name, data={"nodes": [node.name for node in plan.nodes], "tree": _tree(plan, store)}))
     try:
         with scratch(), store.using(cancelled=lambda: host.cancelled) as use:
+            for line in shared.taking(plan, use, host, with_followers(plan, fresh)) if shared is not None else ():
+                note(line)
             wrong = lint([node for node in plan.spine if node.name in fresh or use.find(node.key) is None], host)
             if wrong:
                 raise RecipeError(wrong)
@@ -178,6 +183,8 @@ def build(
                             checkpoints=checkpoints, enter=enter, ways=ways)  # fmt: skip
             try:
                 outcome = engine.run(plan, use, fresh=fresh)
+                for line in shared.giving(plan, use, host, with_followers(plan, ())) if shared is not None else ():
+                    note(line)
                 if verify_reproducible:
                     engine.verify_reproducible(plan, use, outcome)
             finally:

@@ -19,7 +19,21 @@ import typer
 from imagesmith import cli_build as parts
 from imagesmith import cli_complete as complete
 from imagesmith import cli_diff, cli_failure, cli_image, cli_init, cli_run, cli_shell, terminal
-from imagesmith.cli_build import Jobs, Junit, LogFormat, Output, Recipes, VarFiles, Variants, Vars, usage
+from imagesmith.cli_build import (
+    CacheFrom,
+    CacheKey,
+    CacheTo,
+    CacheTrust,
+    Jobs,
+    Junit,
+    LogFormat,
+    Output,
+    Recipes,
+    VarFiles,
+    Variants,
+    Vars,
+    usage,
+)
 from imagesmith.cli_cache import cache_app
 from imagesmith.errors import Complaint, ImagesmithError, RecipeError, nearest
 
@@ -194,6 +208,10 @@ def build(
     variant: Variants = [],  # noqa: B006
     verify_reproducible: Annotated[bool, typer.Option("--verify-reproducible", help="Write all artifacts twice; name "
                                                       "the first difference where there is one.")] = False,
+    cache_from: CacheFrom = "",
+    cache_to: CacheTo = "",
+    cache_key: CacheKey = None,
+    cache_trust: CacheTrust = None,
     junit: Junit = None,
     log_format: LogFormat = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every line that nodes log.")] = False,
@@ -204,6 +222,7 @@ def build(
         raise usage(f"--on-error {on_error}: must be clean or shell{nearest(on_error, ('clean', 'shell'))}")
     if on_error == "shell" and not terminal.there():
         raise usage("--on-error shell: stdin is no terminal, and a shell needs one")
+    shared = parts.shared_caches(cache_from, cache_to, cache_key, cache_trust)
     with cli_failure.annotated(log_format), parts.reported(junit) as results:
         plans = parts.plans_of(parts.wanted(recipes, variant), parts.overrides_of(var, var_file), variant, only=only,
                                checks=not no_checks)  # fmt: skip
@@ -212,7 +231,7 @@ def build(
             parts.run_build(planned, output=output, jobs=jobs, log_format=log_format, verbose=verbose,
                             checkpoints=not no_checkpoints, fresh=fresh, enter=on_error == "shell",
                             twice=verify_reproducible, listen=results[planned.recipe.name].append,
-                            options=parts.given(var, var_file))  # fmt: skip
+                            options=parts.given(var, var_file), shared=shared)  # fmt: skip
 
 
 @app.command("test")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imagesmith.interfaces import Terminal
     from imagesmith.plan import Node, Plan
     from imagesmith.recipe import Overrides
+    from imagesmith.remote.shared import Shared
     from imagesmith.store import Store
     from imagesmith.view import Shown
 
@@ -36,6 +37,15 @@ Variant = Annotated[str, typer.Option(help="Which variant, of a recipe with a ma
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the images go: DIR/<recipe's name>/.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="How many outputs and checks at once (0: one a core).")]
 Junit = Annotated[Path | None, typer.Option(help="Write the checks' results to this file as JUnit XML.")]
+CacheFrom = Annotated[str, typer.Option("--cache-from", envvar="IMAGESMITH_CACHE_FROM", show_envvar=False,
+                                        metavar="URL", help="Take what is missing from this shared cache: a folder, "
+                                                            "s3://, gs://, https://.")]  # fmt: skip
+CacheTo = Annotated[str, typer.Option("--cache-to", envvar="IMAGESMITH_CACHE_TO", show_envvar=False, metavar="URL",
+                                      help="Put what was made into this shared cache.")]  # fmt: skip
+CacheKey = Annotated[Path | None, typer.Option("--cache-key", envvar="IMAGESMITH_CACHE_KEY", show_envvar=False,
+                                               help="The private key that signs what is put there.")]  # fmt: skip
+CacheTrust = Annotated[Path | None, typer.Option("--cache-trust", envvar="IMAGESMITH_CACHE_TRUST", show_envvar=False,
+                                                 help="The public keys of those whose results are taken.")]  # fmt: skip
 LogFormat = Annotated[str, typer.Option(help="How progress is shown on stderr: text, json or github (for the log "
                                              "of GitHub Actions).",
                                         autocompletion=complete.log_formats)]
@@ -142,11 +152,11 @@ def step_named(plan: Plan, word: str, option: str) -> Node:
 def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: bool, fresh: Sequence[str],
               checkpoints: bool = True, publish_it: bool = True, enter: bool = False, twice: bool = False,
               listen: Callable[[dict[str, object]], object] = lambda check: None,
-              options: Sequence[str] = ()) -> None:  # fmt: skip
+              options: Sequence[str] = (), shared: Shared | None = None) -> None:  # fmt: skip
     """Do what a plan lacks, show how that goes, and put the results into ``output``. ``listen`` hears of checks.
 
     ``enter``: let the user into the guest of what fails. ``twice``: write all artifacts once more and compare.
-    ``options``: those of variables, as they were given.
+    ``options``: those of variables, as they were given. ``shared``: the shared caches.
     """
     from imagesmith import api
     from imagesmith.view import duration, shown
@@ -163,7 +173,7 @@ def run_build(plan: Plan, *, output: Path, jobs: int, log_format: str, verbose: 
             result = api.build(
                 plan, output, listen=hear, jobs=jobs, fresh=fresh, checkpoints=checkpoints, publish=publish_it,
                 verify_reproducible=twice, enter=entering(tell) if enter else None,
-                ways=cli_failure.ways(plan, options, entered=enter),
+                ways=cli_failure.ways(plan, options, entered=enter), shared=shared,
             )  # fmt: skip
             made = {check["firmware"] for check in checks}
             checks += [{"check": one.check, "firmware": one.firmware, "passed": True, "seen": one.seen, "seconds": 0.0}
@@ -188,6 +198,15 @@ def given(var: Sequence[str], var_file: Sequence[Path]) -> list[str]:
     return [word for one in var for word in ("--var", one)] + [
         word for one in var_file for word in ("--var-file", str(one))
     ]
+
+
+def shared_caches(source: str, target: str, key: Path | None, trust: Path | None) -> Shared | None:
+    """The shared caches that --cache-from and --cache-to name. Raises RecipeError."""
+    if not source and not target:
+        return None
+    from imagesmith.remote.shared import shared
+
+    return shared(source, target, key, trust)
 
 
 def look_at(log_format: str, junit: Path | None) -> None:

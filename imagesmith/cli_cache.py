@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagesmith import cli_build as parts
+from imagesmith.cli_build import Recipes, VarFiles, Vars
 from imagesmith.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -73,3 +76,84 @@ def cache_verify(
         print(problem)
     print(f"{len(problems)} problems" if problems else "sound")
     return 1 if problems and not repair else 0
+
+
+# -- shared caches -----------------------------------------------------------------------------------------------
+
+Url = Annotated[str, typer.Option("--url", help="The shared cache: a folder, s3://, gs://, https:// (to pull alone).")]
+
+
+@cache_app.command("push")
+def cache_push(
+    recipes: Recipes,
+    url: Url,
+    key: Annotated[Path, typer.Option("--key", envvar="IMAGESMITH_CACHE_KEY", show_envvar=False,
+                                      help="The private key that signs.")],
+    var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+) -> int:  # fmt: skip
+    """Put into a shared cache what the store has of recipes."""
+    from imagesmith.engine import with_followers
+    from imagesmith.host import Host
+    from imagesmith.remote.shared import shared
+
+    caches, host, status = shared("", url, key, None), Host(), 0
+    assert caches is not None
+    for path in recipes:
+        plan = parts.plan_of(path, parts.overrides_of(var, var_file))
+        with _store().using() as use:
+            went = caches.push(plan, use, host, with_followers(plan, ()))
+        for line in went.lines(url):
+            print(f"{plan.recipe.name}: {line}")
+        if not went.nodes and not went.failed:
+            print(f"{plan.recipe.name}: nothing is there that the cache does not have")
+        status = max(status, 1 if went.failed else 0)
+    return status
+
+
+@cache_app.command("pull")
+def cache_pull(
+    recipes: Recipes,
+    url: Url,
+    trust: Annotated[Path, typer.Option("--trust", envvar="IMAGESMITH_CACHE_TRUST", show_envvar=False,
+                                        help="The public keys of those whose results are taken.")],
+    var: Vars = [], var_file: VarFiles = [],  # noqa: B006
+) -> int:  # fmt: skip
+    """Take from a shared cache what builds of recipes would have to make."""
+    from imagesmith.engine import with_followers
+    from imagesmith.host import Host
+    from imagesmith.remote.shared import shared
+
+    caches, host, status = shared(url, "", None, trust), Host(), 0
+    assert caches is not None
+    for path in recipes:
+        plan = parts.plan_of(path, parts.overrides_of(var, var_file))
+        with _store().using() as use:
+            came = caches.pull(plan, use, host, with_followers(plan, ()))
+        for line in came.lines(url):
+            print(f"{plan.recipe.name}: {line}")
+        if not came.nodes and not came.away and not came.refused:
+            print(f"{plan.recipe.name}: the cache has nothing that is not there")
+        status = max(status, 1 if came.away or came.refused else 0)
+    return status
+
+
+@cache_app.command("prune")
+def cache_prune(
+    url: Url,
+    older_than: Annotated[str, typer.Option(help="Remove what was put there longer ago than this.")] = "30d",
+) -> None:
+    """Remove from a shared cache what was put there long ago, and the chunks that nothing needs any more."""
+    import time
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from imagesmith.kinds import Duration
+    from imagesmith.remote.prune import prune
+    from imagesmith.remote.where import where
+
+    try:
+        age: float = TypeAdapter(Duration).validate_python(older_than)
+    except ValidationError:
+        raise RecipeError((), f"--older-than {older_than}: write an age such as 12h or 30d") from None
+    gone = prune(where(url), older_than=age, now=time.time())
+    print(f"removed {gone.entries} entries and {gone.chunks} chunks")

@@ -71,7 +71,7 @@ class Engine:
         names them all.
         """
         outcome, start = Outcome(), time.monotonic()
-        again = _with_followers(plan, fresh)
+        again = with_followers(plan, fresh)
         for node in plan.nodes:
             if node.name not in again and (layer := use.find(node.key)) is not None:
                 outcome.layers[node.name] = layer
@@ -223,7 +223,7 @@ class Closing:
             self._ends.append(self._pool.submit(stack.pop_all().close))
 
 
-def _with_followers(plan: Plan, fresh: Collection[str]) -> set[str]:
+def with_followers(plan: Plan, fresh: Collection[str]) -> set[str]:
     """The names of the nodes in ``fresh``, of steps with ``cache: false``, and of all that follow them."""
     found: set[str] = set()
     for node in plan.nodes:

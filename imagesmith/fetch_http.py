@@ -36,6 +36,10 @@ class _Lost(Exception):
         self.wait = wait
 
 
+class NotThere(BuildError):
+    """The server has no such file, or none for us: 403, 404 or 410 (RFC 9110, section 15.5)."""
+
+
 def shown(url: str) -> str:
     """A URL for people: without the credentials that may be in it."""
     parts = urlsplit(url)
@@ -131,8 +135,9 @@ class Http:
             if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
                 raise _Lost(f"the server says {answer.status_code} {answer.reason}", _retry_after(answer))
             if answer.status_code not in (200, 206):
-                raise BuildError(f"cannot fetch {shown(url)}: the server says {answer.status_code} {answer.reason}",
-                                 hint="is the URL still right?")  # fmt: skip
+                kind = NotThere if answer.status_code in (403, 404, 410) else BuildError
+                raise kind(f"cannot fetch {shown(url)}: the server says {answer.status_code} {answer.reason}",
+                           hint="is the URL still right?")  # fmt: skip
             if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 forget(part)
                 raise _Lost("the server sent another piece than the one asked for")

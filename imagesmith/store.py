@@ -61,11 +61,12 @@ class Slot:
         return self._part.path
 
     def commit(
-        self, facts: Mapping[str, object] | None = None, *, digests: Mapping[str, str] | None = None
+        self, facts: Mapping[str, object] | None = None, *, digests: Mapping[str, str] | None = None, made: float = 0
     ) -> Layer:  # fmt: skip
         """Keep what is in the folder, for good; ``facts`` are JSON values. Raises StoreError where space ran out.
 
-        ``digests`` are the SHA-256 of those of its files that were hashed already, by relative name.
+        ``digests`` are the SHA-256 of those of its files that were hashed already, by relative name; ``made`` is when
+        another machine made it.
         """
         assert self._template is not None, "the layer is there: use slot.layer"
         assert self.layer is None, "it was committed before"
@@ -74,7 +75,8 @@ class Slot:
             now = time.time()
             layer = Layer(
                 id=template.id, key=template.key, gives=template.gives, folder=template.folder, parent=template.parent,
-                name=template.name, facts=dict(facts or {}), made=now, used=now, size=store.measure(self.folder),
+                name=template.name, facts=dict(facts or {}), made=made or now, used=now,
+                size=store.measure(self.folder),
                 digests=files.layer_digests(template.gives, self.folder, store.contents, known=digests or {}),
             )  # fmt: skip
             store_record.write(store.index, layer, self.folder)

@@ -110,6 +110,23 @@ def make_overlay(below: Path, into: Path, host: Host) -> None:
               str(read_header(below).virtual_size)], purpose="open a layer of a disk")  # fmt: skip
 
 
+def restand(path: Path, below: Path) -> None:
+    """Let a layer of a disk name the file ``below``, in the folder beside its own, as what it stands on.
+
+    Only the name in its header changes ("docs/interop/qcow2.txt", bytes 8 to 20). Raises Refused where there is no
+    room for it.
+    """
+    name = os.fsencode(f"../{below.parent.name}/{below.name}")
+    old = os.fsencode(read_header(path).backing)
+    if len(name) != len(old):
+        raise Refused(f"{path} cannot be put on {below}: its header has room for a name of {len(old)} bytes")
+    with path.open("r+b") as stream:
+        stream.seek(8)
+        (at,) = struct.unpack(">Q", stream.read(8))
+        stream.seek(at)
+        stream.write(name)
+
+
 def daemon_arguments(monitor: int, *, root: bool) -> list[str]:
     """The command that starts the daemon, its control connection on the descriptor ``monitor``."""
     return [
