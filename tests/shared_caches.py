@@ -69,11 +69,20 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class _Silent(http.server.BaseHTTPRequestHandler):
-    """Takes a request and never answers."""
+    """Takes a request and never answers, or a byte at a time."""
+
+    trickle = False
 
     def do_GET(self) -> None:
         self.server.asked += 1  # type: ignore[attr-defined]
-        self.server.end.wait()  # type: ignore[attr-defined]
+        if self.trickle:
+            self.send_response(200)
+            self.end_headers()
+        while not self.server.end.wait(0.05):  # type: ignore[attr-defined]
+            if self.trickle:
+                self.wfile.write(b"x")
+
+    def log_message(self, *args: object) -> None: ...
 
 
 @contextmanager
@@ -97,7 +106,10 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def silent() -> Iterator[tuple[str, http.server.ThreadingHTTPServer]]:
-    """A web server that never answers: its address, and the server, whose ``asked`` counts requests."""
-    with _running(_Silent) as found:
+def silent(*, trickle: bool) -> Iterator[tuple[str, http.server.ThreadingHTTPServer]]:
+    """A web server that never answers: its address, and the server, whose ``asked`` counts requests.
+
+    ``trickle``: it does, a byte at a time.
+    """
+    with _running(type("Mine", (_Silent,), {"trickle": trickle})) as found:
         yield found

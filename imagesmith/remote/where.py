@@ -87,10 +87,14 @@ class Web:
 
     def read(self, name: str, limit: int) -> bytes | None:
         """See Where."""
-        until = time.monotonic() + self._patience + limit / SLOWEST
-        client = Http(lambda: self._cancelled() or time.monotonic() > until, lambda line: None, delays=(1,), every=60)
         with tempfile.TemporaryDirectory(prefix="imagesmith-", ignore_cleanup_errors=True) as folder:
-            part = Path(folder, "part")
+            part, began = Path(folder, "part"), time.monotonic()
+
+            def late() -> bool:
+                came = part.stat().st_size if part.exists() else 0
+                return self._cancelled() or time.monotonic() > began + self._patience + came / SLOWEST
+
+            client = Http(late, lambda line: None, delays=(1,), every=60)
             try:
                 client.download(f"{self._url}/{name}", part, limit=limit)
             except NotThere:
@@ -152,12 +156,15 @@ class Bucket:
 
     def read(self, name: str, limit: int) -> bytes | None:
         """See Where."""
+        size = self.size(name)
+        if size is None:
+            return None
+        if size > limit:
+            raise Refused(f"{name} is larger than {limit} bytes")
         try:
-            found: bytes = self._do("cat_file", limit, self._path(name), start=0, end=limit + 1)
+            found: bytes = self._do("cat_file", size, self._path(name), start=0, end=size)
         except FileNotFoundError:
             return None
-        if len(found) > limit:
-            raise Refused(f"{name} is larger than {limit} bytes")
         return found
 
     def size(self, name: str) -> int | None:
