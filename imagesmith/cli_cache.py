@@ -93,6 +93,7 @@ def cache_push(
 ) -> int:  # fmt: skip
     """Put into a shared cache what the store has of recipes."""
     from imagesmith.engine import with_followers
+    from imagesmith.fetch_http import shown
     from imagesmith.host import Host
     from imagesmith.remote.shared import shared
 
@@ -102,7 +103,7 @@ def cache_push(
         plan = parts.plan_of(path, parts.overrides_of(var, var_file))
         with _store().using() as use:
             went = caches.push(plan, use, host, with_followers(plan, ()))
-        for line in went.lines(url):
+        for line in went.lines(shown(url)):
             print(f"{plan.recipe.name}: {line}")
         if not went.nodes and not went.failed:
             print(f"{plan.recipe.name}: nothing is there that the cache does not have")
@@ -120,6 +121,7 @@ def cache_pull(
 ) -> int:  # fmt: skip
     """Take from a shared cache what builds of recipes would have to make."""
     from imagesmith.engine import with_followers
+    from imagesmith.fetch_http import shown
     from imagesmith.host import Host
     from imagesmith.remote.shared import shared
 
@@ -129,7 +131,7 @@ def cache_pull(
         plan = parts.plan_of(path, parts.overrides_of(var, var_file))
         with _store().using() as use:
             came = caches.pull(plan, use, host, with_followers(plan, ()))
-        for line in came.lines(url):
+        for line in came.lines(shown(url)):
             print(f"{plan.recipe.name}: {line}")
         if not came.nodes and not came.away and not came.refused:
             print(f"{plan.recipe.name}: the cache has nothing that is not there")
