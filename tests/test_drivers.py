@@ -21,6 +21,7 @@ from imagesmith import tree
 from imagesmith.archive import Archive, archive_of
 from imagesmith.disk.attach import attached, exported, layer_files
 from imagesmith.disk.partitions import Partition
+from imagesmith.drivers import finding
 from imagesmith.drivers.guestfs import Guestfs, inject, open_files
 from imagesmith.drivers.native_disk import NativeDisk, inner_mounts, open_disk
 from imagesmith.drivers.native_disk import open_files as native_files
@@ -560,3 +561,10 @@ def test_nothing_is_left_when_we_are_killed_in_the_middle_of_a_step(
     assert wait_until(lambda: loops() == attached_loops)
     if os.geteuid() == 0:  # what a user's appliance leaves there, the next one removes
         assert not list(tmp_path.iterdir())
+
+
+def test_the_root_is_called_as_libguestfs_calls_it_whatever_the_kernel_of_the_appliance_does() -> None:
+    """Which of its two disks the kernel finds first is chance, and a session may start an appliance twice."""
+    assert finding.own_name("/dev/sdb2", ["/dev/sda"]) == "/dev/sda2"
+    assert finding.own_name("/dev/sda", ["/dev/sda"]) == "/dev/sda"
+    assert finding.own_name("/dev/mapper/system-root", ["/dev/sda"]) == "/dev/mapper/system-root"

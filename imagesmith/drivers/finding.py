@@ -6,7 +6,9 @@ systems alone and one of them holds /etc/os-release (os-release(5)), its fstab s
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Sequence
 
 from imagesmith.disk.partitions import Partition, parse_blkid
 from imagesmith.drivers.appliance import Appliance, decode
@@ -64,7 +66,18 @@ def _by_fstab(appliance: Appliance) -> dict[str, str]:
     [(root, fstab)] = fstabs.items()
     if _names_devices(fstab):
         return {}
-    return {"/": root, **{point: found[part.number]["DEVNAME"] for point, part in inner_mounts(fstab, parts)}}
+    inner = {point: found[part.number]["DEVNAME"] for point, part in inner_mounts(fstab, parts)}
+    disks = appliance.call("list_devices")
+    return {point: own_name(device, disks) for point, device in {"/": root, **inner}.items()}
+
+
+def own_name(device: str, disks: Sequence[str]) -> str:
+    """What libguestfs calls a device: the kernel's name may be another each time the appliance starts.
+
+    libguestfs counts the disks that it was given (guestfs(3), "Block device naming"), and here that is one.
+    """
+    partition = re.fullmatch(r"/dev/[hsv]d[a-z]+(\d*)", device)
+    return disks[0] + partition[1] if partition is not None and len(disks) == 1 else device
 
 
 def _names_devices(fstab: str) -> bool:
