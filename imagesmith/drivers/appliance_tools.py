@@ -106,7 +106,7 @@ kill_all() {{
       left="$left ${{root%/root}}"
     done
     [ "$left" ] || return 0
-    kill -9 $left
+    kill -9 $left 2>/dev/null
     sleep 0.1
   done
 }}
@@ -147,7 +147,7 @@ follow() {{
   if [ $2 != 0 ] && [ ! -s status ]; then
     {{ sleep $2; echo >&3; }} >/dev/null 2>&1 &
     read -r news <&3
-    kill $!
+    kill $! 2>/dev/null
   fi
   status=
   read -r status <status
