@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -21,6 +21,16 @@ def _store(*, rebuild: bool = False) -> Store:
     from imagesmith.workbench import open_store
 
     return open_store(rebuild=rebuild)
+
+
+def _number(kind: Any, text: str, complaint: str) -> float:
+    """What a size or an age comes to. Raises RecipeError with the complaint."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return cast(float, TypeAdapter(kind).validate_python(text))
+    except ValidationError:
+        raise RecipeError((), complaint) from None
 
 
 @cache_app.command("list")
@@ -47,15 +57,9 @@ def cache_gc(
     limit: Annotated[str, typer.Option(help="Remove what was used longest ago until the store is this small.")] = "10G",
 ) -> None:
     """Collect: remove the layers that were used longest ago, never what a build or another layer needs."""
-    from pydantic import TypeAdapter, ValidationError
-
     from imagesmith.kinds import Size
 
-    try:
-        size: int = TypeAdapter(Size).validate_python(limit)
-    except ValidationError:
-        raise RecipeError((), f"--limit {limit}: write a size such as 512M or 10G") from None
-    removed = _store().collect(size)
+    removed = _store().collect(int(_number(Size, limit, f"--limit {limit}: write a size such as 512M or 10G")))
     print(f"removed {len(removed)} layers, {sum(layer.size for layer in removed) / 2**20:.1f} MiB")
 
 
@@ -99,8 +103,7 @@ def cache_push(
 
     caches, host, status = shared("", url, key, None), Host(), 0
     assert caches is not None
-    for path in recipes:
-        plan = parts.plan_of(path, parts.overrides_of(var, var_file))
+    for plan in parts.plans_of(recipes, parts.overrides_of(var, var_file)):
         with _store().using() as use:
             went = caches.push(plan, use, host, with_followers(plan, ()))
         for line in went.lines(shown(url)):
@@ -127,8 +130,7 @@ def cache_pull(
 
     caches, host, status = shared(url, "", None, trust), Host(), 0
     assert caches is not None
-    for path in recipes:
-        plan = parts.plan_of(path, parts.overrides_of(var, var_file))
+    for plan in parts.plans_of(recipes, parts.overrides_of(var, var_file)):
         with _store().using() as use:
             came = caches.pull(plan, use, host, with_followers(plan, ()))
         for line in came.lines(shown(url)):
@@ -147,15 +149,10 @@ def cache_prune(
     """Remove from a shared cache what was put there long ago, and the chunks that nothing needs any more."""
     import time
 
-    from pydantic import TypeAdapter, ValidationError
-
     from imagesmith.kinds import Duration
     from imagesmith.remote.prune import prune
     from imagesmith.remote.where import where
 
-    try:
-        age: float = TypeAdapter(Duration).validate_python(older_than)
-    except ValidationError:
-        raise RecipeError((), f"--older-than {older_than}: write an age such as 12h or 30d") from None
+    age = _number(Duration, older_than, f"--older-than {older_than}: write an age such as 12h or 30d")
     gone = prune(where(url), older_than=age, now=time.time())
     print(f"removed {gone.entries} entries and {gone.chunks} chunks")

@@ -122,6 +122,15 @@ def test_the_commands_of_the_cache(warm: Warm, laptop: Command, tmp_path: Path) 
     assert "can only be read" in laptop("build", warm.recipe, *refused, expect=2).err
 
 
+def test_each_variant_of_a_matrix_is_shared(warm: Warm, tmp_path: Path) -> None:
+    family = tmp_path / "family.yaml"
+    family.write_text(warm.recipe.read_text() + "matrix: {word: [one, two]}\n")
+    shutil.copy(warm.recipe.parent / "tiny.tar", tmp_path)
+    told = warm.machine("cache", "push", family, "--url", tmp_path / "cache", "--key", warm.key).out.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["tiny-one", "tiny-two"]
+    assert "results put there" in told[0]
+
+
 def test_what_is_old_goes_and_what_is_needed_stays(warm: Warm, tmp_path: Path) -> None:
     shutil.copytree(warm.cache, tmp_path / "cache")
     cache, now = where(str(tmp_path / "cache")), time.time()
